@@ -1,0 +1,1 @@
+"""Uncertainty in single-molecule localization microscopy: the package of the book."""
