@@ -1,0 +1,75 @@
+# Every command of the project. `make help` lists them.
+# All paths are relative, and tools are called as `python -m …`: a folder whose name has a space is fine.
+
+PYTHON  ?= python3
+PROFILE ?= book
+DEVICE  ?= auto
+JOBS    ?= 1
+PORT    ?= 8000
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+READY := $(VENV)/.ready
+DEV   := $(VENV)/.ready-dev
+CODE  := smlmtut tools tests benchmarks
+
+export PYTHONUTF8 := 1
+export MPLBACKEND ?= agg
+
+.DEFAULT_GOAL := help
+.PHONY: help book html notebooks test lint format colab colab-check browser serve clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## list the commands
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+book: $(READY)  ## run the chapters that changed, then build the book (PROFILE=book, JOBS=1)
+	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --seed-cache
+	$(PY) tools/build_book.py
+
+notebooks: $(READY)  ## run every chapter, without building the book (PROFILE=smoke|book|full, DEVICE=auto)
+	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --force
+
+test: $(READY)  ## run the tests, the chapters in profile smoke among them
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not browser"
+
+browser: $(READY)  ## test the built book in Chromium (after `make book`)
+	$(PY) -m pytest -m browser tests/test_browser.py
+
+colab: $(READY)  ## write the Colab edition, notebooks/*.ipynb
+	$(PY) tools/colab.py
+
+colab-check: $(READY)  ## fail if the Colab edition is not what the chapters say
+	$(PY) tools/colab.py --check
+
+lint: $(DEV)  ## style, types, spelling, workflows, environment.yml
+	$(PY) -m ruff check $(CODE) notebooks
+	$(PY) -m ruff format --check $(CODE) notebooks
+	$(PY) -m pyright
+	$(PY) -m codespell_lib . --toml pyproject.toml
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PY) tools/environment.py --check
+
+format: $(DEV)  ## let ruff format the code
+	$(PY) -m ruff check --fix $(CODE)
+	$(PY) -m ruff format $(CODE)
+
+serve: book  ## build the book and serve it on http://localhost:8000 (PORT=8000)
+	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+clean:  ## remove what was built; keep the virtual environment
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the virtual environment too
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smlmtut needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(DEV): $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

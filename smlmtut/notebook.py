@@ -1,0 +1,171 @@
+"""What the first cell of a chapter needs: profile, device, seeds, and claims that a run checks."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat, TypeVar
+
+import torch
+from IPython.display import display
+
+PROFILES = ("smoke", "book", "full")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+METADATA_KEY = "smlmtut"  # output metadata {"smlmtut": {"claim": {...}}}
+
+Size = TypeVar("Size")
+
+
+class ClaimError(AssertionError):
+    """A value that a chapter claims lies outside the range that the chapter allows."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One checked number: its value, the closed range that is allowed, and whether the run enforced it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    profile: str
+    enforced: bool
+
+    @property
+    def holds(self) -> bool:
+        """True where low <= value <= high; False for NaN."""
+        return self.low <= self.value <= self.high
+
+    @property
+    def allowed(self) -> str:
+        """The range in words, for example '0.97 … 1.03 px' or 'at most 1e-08'."""
+        unit = f" {self.unit}" if self.unit else ""
+        if self.low == self.high:
+            return f"exactly {number(self.low)}{unit}"
+        if math.isinf(self.low):
+            return f"at most {number(self.high)}{unit}"
+        if math.isinf(self.high):
+            return f"at least {number(self.low)}{unit}"
+        return f"{number(self.low)} … {number(self.high)}{unit}"
+
+    @property
+    def mark(self) -> str:
+        """✓ holds, ✗ does not hold, – not checked in this profile."""
+        return ("✓" if self.holds else "✗") if self.enforced else "–"
+
+    def as_json(self) -> dict[str, Any]:
+        """The claim as JSON values; an infinite bound is None, a value that is not finite a string."""
+        return {
+            "name": self.name,
+            "value": self.value if math.isfinite(self.value) else str(self.value),
+            "low": self.low if math.isfinite(self.low) else None,
+            "high": self.high if math.isfinite(self.high) else None,
+            "unit": self.unit,
+            "profile": self.profile,
+            "enforced": self.enforced,
+            "holds": self.holds,
+            "shown": f"{number(self.value)}{' ' + self.unit if self.unit else ''}",
+            "allowed": self.allowed,
+        }
+
+    def mimebundle(self) -> dict[str, str]:
+        """The row that a chapter shows, as plain text and as HTML."""
+        shown = self.as_json()["shown"]
+        note = f"allowed {self.allowed}" if self.enforced else f"not checked in profile {self.profile}"
+        state = ("holds" if self.holds else "fails") if self.enforced else "unchecked"
+        cells = [("mark", self.mark), ("name", self.name), ("value", shown), ("range", note)]
+        spans = " ".join(f'<span class="claim-{key}">{html.escape(text)}</span>' for key, text in cells)
+        return {
+            "text/plain": f"{self.mark} {self.name}: {shown} ({note})",
+            "text/html": f'<div class="claim claim-{state}">{spans}</div>',
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a chapter: where it runs, how large its examples are, and what it has claimed so far."""
+
+    profile: str
+    device: torch.device
+    seed: int
+    claims: dict[str, Claim] = field(default_factory=dict)
+
+    def generator(self, seed: int | None = None, device: str | torch.device = "cpu") -> torch.Generator:
+        """A fresh random generator on device; same seed, same device, same numbers.
+
+        seed: None takes the seed of the run. Give each draw that must be independent a seed of its own.
+        """
+        return torch.Generator(device).manual_seed(self.seed if seed is None else int(seed))
+
+    def pick(self, *, smoke: Size, book: Size, full: Size) -> Size:
+        """The one of three sizes that belongs to the profile of this run."""
+        return {"smoke": smoke, "book": book, "full": full}[self.profile]
+
+    def check(
+        self,
+        name: str,
+        value: SupportsFloat,
+        low: SupportsFloat,
+        high: SupportsFloat,
+        profiles: Sequence[str] = PROFILES,
+        unit: str = "",
+    ) -> None:
+        """Show a claim as a row and keep it in the output's metadata; outside [low, high] stop the run.
+
+        value, low, high: numbers or tensors and arrays of one entry; low or high may be infinite.
+        profiles: where the range is enforced; elsewhere the row says that it was not checked.
+        Raises ClaimError where an enforced value lies outside the range or is NaN,
+        and ValueError for an empty name, an impossible range or an unknown profile.
+        """
+        if not name.strip():
+            raise ValueError("name must not be empty: it names the claim in the list of all claims")
+        bounds = _scalar("low", low), _scalar("high", high)
+        if not bounds[0] <= bounds[1]:
+            raise ValueError(f"low must not exceed high, got low={bounds[0]}, high={bounds[1]}")
+        if isinstance(profiles, str) or not profiles or set(profiles) - set(PROFILES):
+            raise ValueError(f"profiles must be a non-empty tuple from {PROFILES}, got {profiles!r}")
+        enforced = self.profile in profiles
+        claim = Claim(name, _scalar("value", value), *bounds, unit, self.profile, enforced)
+        self.claims[name] = claim
+        display(claim.mimebundle(), raw=True, metadata={METADATA_KEY: {"claim": claim.as_json()}})
+        if claim.enforced and not claim.holds:
+            shown = claim.as_json()["shown"]
+            raise ClaimError(f"{name}: {shown} is outside the allowed range ({claim.allowed})")
+
+
+def start(profile: str = "book", device: str = "auto", seed: int = 0) -> Run:
+    """Start a chapter: choose the device, print one line about the run, and return the Run.
+
+    profile: "smoke", "book" or "full". device: "auto" takes cuda, else mps, else cpu.
+    Raises ValueError for an unknown profile or device, or a device that this machine does not have.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {PROFILES}, got {profile!r}")
+    run = Run(profile, _device(device), int(seed))
+    print(f"profile {run.profile} · device {run.device} · seed {run.seed} · torch {torch.__version__}")
+    return run
+
+
+def number(value: float) -> str:
+    """A number with four significant digits, as rows and tables show it."""
+    return f"{value:.4g}"
+
+
+def _device(name: str) -> torch.device:
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in DEVICES:
+        raise ValueError(f"device must be one of {DEVICES}, got {name!r}")
+    if name == "auto":
+        name = next(candidate for candidate, here in present.items() if here)
+    if not present[name]:
+        here = ", ".join(candidate for candidate, is_here in present.items() if is_here)
+        raise ValueError(f"device {name!r} is not on this machine; present: {here}. 'auto' chooses by itself")
+    return torch.device(name)
+
+
+def _scalar(name: str, value: SupportsFloat) -> float:
+    try:
+        return float(value.item() if hasattr(value, "item") else value)  # type: ignore[union-attr]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a single number, got {value!r}") from error

@@ -1,0 +1,220 @@
+"""Run the chapters once with papermill; the executed result feeds both the tests and the book.
+
+A chapter runs again only if its source, the package, the profile or the libraries changed.
+Executed notebooks go to _build/executed/PROFILE/, timings and claims to _build/timings.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "notebooks"
+BUILD = ROOT / "_build"
+CACHE = BUILD / ".jupyter_cache"
+INJECTED = "injected-parameters"
+
+
+@dataclass
+class Report:
+    """What one run of a chapter gave: its time, the time of each code cell, its claims, and its error."""
+
+    chapter: str
+    profile: str
+    seconds: float = 0.0
+    cells: list[tuple[float, str]] = field(default_factory=list)  # seconds, first line
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+    cached: bool = False
+
+
+def chapters(names: list[str] | None = None) -> list[Path]:
+    """The chapters' sources in order; names picks some by the start of their file name."""
+    found = sorted(SOURCES.glob("[0-9][0-9]_*.md"))
+    if not names:
+        return found
+    picked = [path for path in found if any(path.name.startswith(Path(name).name) for name in names)]
+    if missing := [n for n in names if not any(p.name.startswith(Path(n).name) for p in found)]:
+        raise SystemExit(f"no chapter is called {', '.join(missing)}; there are {[p.stem for p in found]}")
+    return picked
+
+
+def fingerprint(source: Path, profile: str, device: str) -> str:
+    """Hash of all that a run depends on: the chapter, the package, profile, device, Python and libraries."""
+    digest = hashlib.sha256(f"{profile} {device} {sys.version}".encode())
+    for library in ("torch", "numpy", "scipy", "matplotlib", "pandas", "scikit-image"):
+        digest.update(f"{library} {version(library)}".encode())
+    for path in [source, *sorted((ROOT / "smlmtut").rglob("*.py"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bool = False) -> Report:
+    """Run one chapter; the executed notebook goes to out/NAME.ipynb. An error is told in the report."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    out.mkdir(parents=True, exist_ok=True)
+    raw, done = out / f"{source.stem}.in.ipynb", out / f"{source.stem}.ipynb"
+    nbformat.write(jupytext.read(source), raw)
+    report, started = Report(source.stem, profile), time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            raw,
+            done,
+            parameters={"profile": profile, "device": device},
+            cwd=source.parent,
+            kernel_name="python3",
+            progress_bar={"desc": f"{source.stem:<24}", "leave": False} if progress else False,
+            start_timeout=120,
+            execution_timeout=3600 if profile == "full" else 600,
+        )
+    except papermill.PapermillExecutionError as error:
+        trace = error.traceback or [f"{error.ename}: {error.evalue}"]
+        report.error = describe(source, error.source, "\n".join(trace))
+    except (CellTimeoutError, DeadKernelError) as error:
+        report.error = f"{source.name}: {type(error).__name__}: {error}"
+    finally:
+        raw.unlink()
+    report.seconds = time.perf_counter() - started
+    if done.exists():
+        read_results(report, nbformat.read(done, as_version=4))
+    return report
+
+
+def read_results(report: Report, notebook: nbformat.NotebookNode) -> None:
+    """Fill in cell times and claims from an executed notebook; two claims of one name are an error."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            first = next((line for line in cell.source.splitlines() if line.strip()), "")
+            report.cells.append((cell.metadata.get("papermill", {}).get("duration") or 0.0, first))
+    report.claims = claims_of(notebook)
+    names = [claim["name"] for claim in report.claims]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        report.error += f"{report.chapter}: claims need names of their own, but these stand twice: {twice}"
+
+
+def claims_of(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
+    """The claims that the code cells of an executed notebook recorded, in order."""
+    outputs = (o for cell in notebook.cells if cell.cell_type == "code" for o in cell.get("outputs", []))
+    records = (o.get("metadata", {}).get("smlmtut", {}).get("claim") for o in outputs)
+    return [dict(claim) for claim in records if claim]
+
+
+def describe(source: Path, cell_source: str, trace: str) -> str:
+    """The failing cell: chapter, number among the code cells, line in the .md, source, error."""
+    cells = [cell.source for cell in jupytext.read(source).cells if cell.cell_type == "code"]
+    count = f"code cell {cells.index(cell_source) + 1} of {len(cells)}" if cell_source in cells else "a cell"
+    before = source.read_text(encoding="utf-8").partition(cell_source)[0]
+    bar, plain = "-" * 78, re.sub(r"\x1b\[[0-9;]*m", "", trace)
+    where = f"{source.name}, {count}, line {before.count(chr(10)) + 1}"
+    return f"{where}\n{bar}\n{cell_source}\n{bar}\n{plain}"
+
+
+def seed_cache(source: Path, executed: nbformat.NotebookNode) -> None:
+    """Put the outputs of a run into Jupyter Book's cache, so that the build reuses them.
+
+    The cache matches by code cells with all their metadata, so the entry is made from the source's own
+    cells. Raises ValueError where they differ from the cells that ran.
+    """
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+
+    notebook = jupytext.read(source)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    ran = [cell for cell in ran if INJECTED not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in cells] != [cell.source for cell in ran]:
+        raise ValueError(f"{source.name} is not the source of the executed notebook: run it again")
+    for cell, done in zip(cells, ran, strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    if "widgets" in executed.metadata:
+        notebook.metadata["widgets"] = executed.metadata["widgets"]
+    seconds = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in ran)
+    bundle = CacheBundleIn(notebook, str(source), data={"execution_seconds": seconds})
+    get_cache(CACHE).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def run_if_changed(source: Path, profile: str, device: str, force: bool, progress: bool) -> Report:
+    """Run a chapter unless its last run had the same fingerprint and no error."""
+    out = BUILD / "executed" / profile
+    stamp, key = out / f"{source.stem}.json", fingerprint(source, profile, device)
+    if not force and stamp.exists() and (out / f"{source.stem}.ipynb").exists():
+        saved = json.loads(stamp.read_text(encoding="utf-8"))
+        if saved["fingerprint"] == key:
+            return Report(**{**saved["report"], "cached": True})
+    stamp.unlink(missing_ok=True)
+    report = run_chapter(source, profile, device, out, progress)
+    if not report.error:
+        stamp.write_text(json.dumps({"fingerprint": key, "report": asdict(report)}), encoding="utf-8")
+    return report
+
+
+def tell(report: Report) -> None:
+    """Print the line of a chapter, its slowest cells, and its error."""
+    held = sum(claim["holds"] for claim in report.claims if claim["enforced"])
+    checked = sum(claim["enforced"] for claim in report.claims)
+    state = "unchanged" if report.cached else ("FAILED" if report.error else "ran")
+    print(f"{report.chapter:<24} {state:<9} {report.seconds:7.1f} s   {held} of {checked} claims hold")
+    if not report.cached:
+        for seconds, line in sorted(report.cells, reverse=True)[:3]:
+            if seconds >= 0.5:
+                print(f"{'':<34} {seconds:7.1f} s   {line[:60]}")
+    if report.error:
+        print(f"\nFAILED: {report.error}\n", file=sys.stderr)
+    sys.stdout.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chapters; 0 if none failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", help="chapters, by the start of their file name; all if none")
+    parser.add_argument("--profile", default="book", choices=["smoke", "book", "full"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--jobs", type=int, default=1, help="chapters at once, one thread each if above 1")
+    parser.add_argument("--force", action="store_true", help="run unchanged chapters too")
+    parser.add_argument("--seed-cache", action="store_true", help="put the outputs into Jupyter Book's cache")
+    args = parser.parse_args(arguments)
+    if args.jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    sources, started = chapters(args.names), time.perf_counter()
+    job = (args.profile, args.device, args.force, args.jobs == 1 and sys.stderr.isatty())
+    reports: dict[str, Report] = {}
+    if args.jobs > 1:
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            for future in as_completed([pool.submit(run_if_changed, source, *job) for source in sources]):
+                reports[future.result().chapter] = future.result()
+                tell(future.result())
+    else:
+        for source in sources:
+            reports[source.stem] = run_if_changed(source, *job)
+            tell(reports[source.stem])
+    ordered = [reports[source.stem] for source in sources]
+    BUILD.mkdir(exist_ok=True)
+    (BUILD / "timings.json").write_text(json.dumps([asdict(r) for r in ordered], indent=1), encoding="utf-8")
+    failed = [report.chapter for report in ordered if report.error]
+    if args.seed_cache and not failed:
+        for source in sources:
+            path = BUILD / "executed" / args.profile / f"{source.stem}.ipynb"
+            seed_cache(source, nbformat.read(path, as_version=4))
+    wall, ran = time.perf_counter() - started, sum(not report.cached for report in ordered)
+    print(f"profile {args.profile}: {ran} of {len(ordered)} chapters ran in {wall:.1f} s", end="")
+    print(f"; FAILED: {', '.join(failed)}" if failed else "; no cell failed")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
