@@ -86,11 +86,7 @@ class Camera:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Camera":
         """The same camera with its maps on another device or in another floating-point type."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved |= {
-            name: moved[name].to(device=device, dtype=dtype)
-            for name in moved
-            if isinstance(moved[name], Tensor)
-        }
+        moved |= {name: moved[name].to(device=device, dtype=dtype) for name in moved if isinstance(moved[name], Tensor)}
         return Camera(**moved)
 
     def _maps(self) -> dict[str, Tensor]:

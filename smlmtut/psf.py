@@ -59,9 +59,7 @@ class Emitters:
                 raise ValueError(f"{name} must be a tensor of shape (B, E), got {type(value).__name__}")
             rank(name, value, 2)
             if value.shape != self.u.shape:
-                raise ValueError(
-                    f"{name} must have the shape of u, {tuple(self.u.shape)}, got {tuple(value.shape)}"
-                )
+                raise ValueError(f"{name} must have the shape of u, {tuple(self.u.shape)}, got {tuple(value.shape)}")
         finite("u", self.u)
         finite("v", self.v)
         non_negative("photons", self.photons)
@@ -220,6 +218,4 @@ def _edges(position: Tensor, sigma: float | Tensor, size: int, start: int) -> tu
 
 
 def _column(sigma: float | Tensor, position: Tensor) -> Tensor:
-    return torch.as_tensor(sigma, dtype=position.dtype, device=position.device).expand(position.shape)[
-        ..., None
-    ]
+    return torch.as_tensor(sigma, dtype=position.dtype, device=position.device).expand(position.shape)[..., None]
