@@ -48,6 +48,7 @@ lint: $(DEV)  ## style, types, spelling, workflows, environment.yml
 	$(PY) -m pyright
 	$(PY) -m codespell_lib . --toml pyproject.toml
 	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PY) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(PY) tools/environment.py --check
 
 format: $(DEV)  ## let ruff format the code

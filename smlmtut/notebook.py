@@ -69,17 +69,21 @@ class Claim:
             "allowed": self.allowed,
         }
 
-    def mimebundle(self) -> dict[str, str]:
-        """The row that a chapter shows, as plain text and as HTML."""
-        shown = self.as_json()["shown"]
-        note = f"allowed {self.allowed}" if self.enforced else f"not checked in profile {self.profile}"
+    def __str__(self) -> str:
+        """The row that a chapter shows, as plain text."""
+        return f"{self.mark} {self.name}: {self.as_json()['shown']} ({self._note})"
+
+    @property
+    def _note(self) -> str:
+        return f"allowed {self.allowed}" if self.enforced else f"not checked in profile {self.profile}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         state = ("holds" if self.holds else "fails") if self.enforced else "unchecked"
-        cells = [("mark", self.mark), ("name", self.name), ("value", shown), ("range", note)]
+        shown = self.as_json()["shown"]
+        cells = [("mark", self.mark), ("name", self.name), ("value", shown), ("range", self._note)]
         spans = " ".join(f'<span class="claim-{key}">{html.escape(text)}</span>' for key, text in cells)
-        return {
-            "text/plain": f"{self.mark} {self.name}: {shown} ({note})",
-            "text/html": f'<div class="claim claim-{state}">{spans}</div>',
-        }
+        row = f'<div class="claim claim-{state}">{spans}</div>'
+        return {"text/plain": str(self), "text/html": row}, {METADATA_KEY: {"claim": self.as_json()}}
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Run:
         enforced = self.profile in profiles
         claim = Claim(name, _scalar("value", value), *bounds, unit, self.profile, enforced)
         self.claims[name] = claim
-        display(claim.mimebundle(), raw=True, metadata={METADATA_KEY: {"claim": claim.as_json()}})
+        display(claim)
         if claim.enforced and not claim.holds:
             shown = claim.as_json()["shown"]
             raise ClaimError(f"{name}: {shown} is outside the allowed range ({claim.allowed})")

@@ -20,6 +20,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "notebooks"
@@ -71,6 +72,7 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
     raw, done = out / f"{source.stem}.in.ipynb", out / f"{source.stem}.ipynb"
     nbformat.write(jupytext.read(source), raw)
     report, started = Report(source.stem, profile), time.perf_counter()
+    bar: Any = {"desc": f"{source.stem:<24}", "leave": False} if progress else False
     try:
         papermill.execute_notebook(
             raw,
@@ -78,8 +80,9 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
             parameters={"profile": profile, "device": device},
             cwd=source.parent,
             kernel_name="python3",
-            progress_bar={"desc": f"{source.stem:<24}", "leave": False} if progress else False,
+            progress_bar=bar,
             start_timeout=120,
+            config=Config({"KernelManager": {"transport": "ipc"}}),  # no network port, no warning about one
             execution_timeout=3600 if profile == "full" else 600,
         )
     except papermill.PapermillExecutionError as error:
