@@ -1,0 +1,155 @@
+"""Files that the book works on: fetched from their origin by name and SHA-256, or read from a folder."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pooch
+import requests
+
+from . import io
+from ._validate import choice
+
+FOLDER_VARIABLE = "SMLMTUT_DATA"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file comes from, under which terms, and what its authors do not say about it.
+
+    repository, path, commit: of the public GitHub repository that holds it; sha256: of the file's bytes.
+    """
+
+    name: str
+    title: str
+    repository: str
+    path: str
+    commit: str
+    sha256: str
+    licence: str
+    unknown: str
+
+    @property
+    def url(self) -> str:
+        """Address of exactly this version of the file."""
+        return f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{quote(self.path)}"
+
+
+def _calibration_map(name: str, title: str, sha256: str) -> Source:
+    return Source(
+        name=name,
+        title=f"sCMOS calibration, {title}, 700 x 700 pixels",
+        repository="schwille-paint/picasso_addon",
+        path=f"picasso_addon/maps/{name}",
+        commit="d92660d133bcdfb313c538fa7b19bd4fa3f83edd",
+        sha256=sha256,
+        licence="MIT",
+        unknown="the model of the camera, its exposure time, and where on the sensor the region lies",
+    )
+
+
+_SOURCES = (
+    Source(
+        name="sptnet_af647_slb.tif",
+        title="Single AF647 molecules on a supported lipid bilayer, 30 frames of 64 x 64 pixels",
+        repository="HuanglabPurdue/SPTnet",
+        path="Example testdata/Example_data_SA-AF647_on_SLB.tif",
+        commit="f34cc2a9195dd94a9e81d57ad81f8da102381910",
+        sha256="a75a5a5be32d1f5f0c68eb320fe56e6b0d55c94c704e4be9e2e5815a1cfa3295",
+        licence="MIT",
+        unknown="the camera, the pixel size, the exposure time and the unit of the values; "
+        "an offset has been subtracted from them",
+    ),
+    _calibration_map(
+        "gain.hdf5",
+        "gain in ADU per photo-electron",
+        "0842c598522c8f1183e634fffd9bf7e81bf9dfc847b2edb445cee81e46220fbd",
+    ),
+    _calibration_map(
+        "offset.hdf5",
+        "offset in ADU",
+        "c874ce832514bdf19a6f16027b46e45af6297a122ca8791989ac4f1accbe3976",
+    ),
+    _calibration_map(
+        "readvar.hdf5",
+        "read variance in ADU squared",
+        "3ef77136337ecbabf4cc8a4dbe887f424093fdf4ce574b2b9cb6bc5cb2348564",
+    ),
+    Source(
+        name="thunderstorm_3d.csv",
+        title="Localizations in three dimensions, in ThunderSTORM's columns, 11 195 rows",
+        repository="csoeller/PYME-SMLM-import-tests",
+        path="ThunderSTORM/ThunderSTORM_TS3D.csv",
+        commit="0be31879d7b7bed91e5c16f246d5fb37007c0699",
+        sha256="665a28b2fad69dbfd902e4945df04667f876d33a91167614c280065212041a29",
+        licence="CC0",
+        unknown="the sample, the camera and its pixel size",
+    ),
+)
+SOURCES: dict[str, Source] = {source.name: source for source in _SOURCES}
+
+
+class HashMismatch(ValueError):
+    """A file whose bytes are not those that the book was written with."""
+
+
+def fetch(name: str) -> Path:
+    """Path of one of SOURCES on this machine, its SHA-256 verified.
+
+    Looks in the folder named by the environment variable SMLMTUT_DATA, then in pooch's cache for this user,
+    then downloads the file from its origin into that cache.
+    Raises ValueError for an unknown name or where SMLMTUT_DATA names no folder, HashMismatch (a ValueError)
+    where the bytes are others, ConnectionError where the file is in neither place and cannot be downloaded.
+    """
+    source = SOURCES[choice("name", name, tuple(SOURCES))]
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        if not Path(folder).is_dir():
+            raise ValueError(f"{FOLDER_VARIABLE} must name a folder that exists, got {folder!r}")
+        if (Path(folder) / name).is_file():
+            return _verified(Path(folder) / name, source)
+    return _from_cache_or_origin(source)
+
+
+def calibration_maps() -> dict[str, np.ndarray]:
+    """The real sCMOS maps, for Camera(**calibration_maps()).
+
+    Returns gain (ADU/e-), offset (ADU) and read_variance (ADU²), each (700, 700) float64.
+    """
+    return io.read_calibration(*(fetch(name) for name in ("gain.hdf5", "offset.hdf5", "readvar.hdf5")))
+
+
+def af647_movie() -> np.ndarray:
+    """The real movie of single molecules: (30, 64, 64) float32.
+
+    An offset has been subtracted. The authors state neither the unit nor the camera nor the pixel size.
+    """
+    with io.read_movie(fetch("sptnet_af647_slb.tif")) as movie:
+        return movie[:]
+
+
+def _verified(path: Path, source: Source) -> Path:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != source.sha256:
+        raise HashMismatch(
+            f"{path} must have the SHA-256 {source.sha256}, got {digest}: it is damaged or another version; "
+            f"delete it or replace it by {source.url}"
+        )
+    return path
+
+
+def _from_cache_or_origin(source: Source) -> Path:
+    cache = pooch.os_cache("smlmtut")
+    try:
+        path = pooch.retrieve(source.url, known_hash=f"sha256:{source.sha256}", fname=source.name, path=cache)
+    except requests.exceptions.RequestException as error:
+        raise ConnectionError(
+            f"{source.name} could not be downloaded from {source.url} ({error}). Where there is no network, "
+            f"put the file in a folder and name that folder in the environment variable {FOLDER_VARIABLE}."
+        ) from error
+    except ValueError as error:  # pooch keeps no download whose hash is wrong
+        raise HashMismatch(f"{source.url} must have the SHA-256 {source.sha256}: {error}") from error
+    return Path(path)
