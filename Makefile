@@ -6,6 +6,7 @@ PROFILE ?= book
 DEVICE  ?= auto
 JOBS    ?= 1
 PORT    ?= 8000
+CHAPTER ?= 01
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -17,7 +18,7 @@ export PYTHONUTF8 := 1
 export MPLBACKEND ?= agg
 
 .DEFAULT_GOAL := help
-.PHONY: help book html notebooks test lint format colab colab-check browser serve clean distclean
+.PHONY: help book preview notebooks test lint format colab colab-check browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -29,6 +30,9 @@ book: $(READY)  ## run the chapters that changed, then build the book (PROFILE=b
 
 notebooks: $(READY)  ## run every chapter, without building the book (PROFILE=smoke|book|full, DEVICE=auto)
 	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --force
+
+preview: $(READY)  ## run and build one chapter alone, for a look (CHAPTER=01)
+	$(PY) tools/preview.py $(CHAPTER) --profile $(PROFILE)
 
 test: $(READY)  ## run the tests, the chapters in profile smoke among them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not browser"

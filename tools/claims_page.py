@@ -44,9 +44,9 @@ def fill_in(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         held = sum(claim["holds"] for claim in everything if claim["enforced"])
         left = sum(not claim["enforced"] for claim in everything)
         profiles = ", ".join(sorted({claim["profile"] for claim in everything}))
-        summary = f"{held} claims in {len(found)} chapters hold in profile {profiles}."
+        summary = f"{held} of {len(everything) - left} checked claims hold in profile {profiles}."
         if left:
-            summary += f" {left} were shown but not checked in this profile."
+            summary += f" Shown but not checked in this profile: {left}."
         made: list[nodes.Node] = [nodes.paragraph("", summary, classes=["claims-summary"])]
         for page, claims in found.items():
             made += [heading(app, docname, page), table(claims)]

@@ -20,7 +20,6 @@ from typing import Any
 
 import jupytext
 import nbformat
-from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "notebooks"
@@ -82,7 +81,7 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
             kernel_name="python3",
             progress_bar=bar,
             start_timeout=120,
-            config=Config({"KernelManager": {"transport": "ipc"}}),  # no network port, no warning about one
+            extra_arguments=["--log-level=CRITICAL"],  # else the kernel comments on its ports and its shutdown
             execution_timeout=3600 if profile == "full" else 600,
         )
     except papermill.PapermillExecutionError as error:
@@ -127,7 +126,7 @@ def describe(source: Path, cell_source: str, trace: str) -> str:
     return f"{where}\n{bar}\n{cell_source}\n{bar}\n{plain}"
 
 
-def seed_cache(source: Path, executed: nbformat.NotebookNode) -> None:
+def seed_cache(source: Path, executed: nbformat.NotebookNode, cache: Path = CACHE) -> None:
     """Put the outputs of a run into Jupyter Book's cache, so that the build reuses them.
 
     The cache matches by code cells with all their metadata, so the entry is made from the source's own
@@ -148,7 +147,7 @@ def seed_cache(source: Path, executed: nbformat.NotebookNode) -> None:
         notebook.metadata["widgets"] = executed.metadata["widgets"]
     seconds = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in ran)
     bundle = CacheBundleIn(notebook, str(source), data={"execution_seconds": seconds})
-    get_cache(CACHE).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    get_cache(cache).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def run_if_changed(source: Path, profile: str, device: str, force: bool, progress: bool) -> Report:
