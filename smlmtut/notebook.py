@@ -80,9 +80,10 @@ class Claim:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         state = ("holds" if self.holds else "fails") if self.enforced else "unchecked"
         shown = self.as_json()["shown"]
-        cells = [("mark", self.mark), ("name", self.name), ("value", shown), ("range", self._note)]
-        spans = " ".join(f'<span class="claim-{key}">{html.escape(text)}</span>' for key, text in cells)
-        row = f'<div class="claim claim-{state}">{spans}</div>'
+        cells = {"mark": self.mark, "name": self.name, "value": shown, "range": self._note}
+        parts = [f'<span class="claim-{key}">{html.escape(text)}</span>' for key, text in cells.items()]
+        parts[2] = f"<b>{parts[2]}</b>"
+        row = f'<div class="claim claim-{state}">{" ".join(parts)}</div>'
         return {"text/plain": str(self), "text/html": row}, {METADATA_KEY: {"claim": self.as_json()}}
 
 

@@ -1,0 +1,168 @@
+"""The chapter contract, as CONTRIBUTING.md tells it: what is wrong with a chapter's source, or with a run of it."""
+
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jupytext
+import nbformat
+import yaml
+
+PARAMETERS = 'profile = "book"   # "smoke", "book" or "full"\ndevice = "auto"    # "auto", "cpu", "cuda" or "mps"'
+SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exercises", "Further reading")
+LONGEST_CELL = 18  # lines
+DIRECTIVE = re.compile(r"^\s*(?:`{3,}|:{3,})\{([\w:-]+)\}\s*(.*)$")
+OPTION = re.compile(r"^\s*:([\w-]+):\s*(.*)$")
+SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
+
+
+@dataclass
+class Directive:
+    """A MyST directive: its name, its argument, its options."""
+
+    name: str
+    argument: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def source_problems(text: str) -> list[str]:
+    """What the source of a chapter lacks; empty if nothing."""
+    notebook = jupytext.reads(text, fmt="md:myst")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = [*header_problems(text), *start_problems(code), *section_problems(prose)]
+    found += [*figure_problems(code), *exercise_problems(notebook)]
+    for cell in code:
+        lines, first = len(cell.source.splitlines()), cell.source.strip().partition("\n")[0]
+        if lines > LONGEST_CELL:
+            found.append(f"a cell has {lines} lines, more than {LONGEST_CELL}: {first!r}")
+        if re.search(r"^\s*[%!]", cell.source, re.M):
+            found.append(f"a cell uses a magic or a shell command, which is not Python: {first!r}")
+    return found
+
+
+def header_problems(text: str) -> list[str]:
+    """jupytext's MyST header and the kernelspec: without both, Jupyter Book takes the page for plain text."""
+    match = re.match(r"---\n(.*?)^---\n", text, re.M | re.S)
+    header, found = (yaml.safe_load(match[1]) if match else {}), []
+    if header.get("jupytext", {}).get("text_representation", {}).get("format_name") != "myst":
+        found.append("the header has no jupytext text_representation with format_name: myst")
+    if header.get("kernelspec", {}).get("name") != "python3":
+        found.append("the header has no kernelspec with name: python3")
+    return found
+
+
+def start_problems(code: list[nbformat.NotebookNode]) -> list[str]:
+    """The parameters cell, then the cell that starts the run, and a claim somewhere."""
+    found = []
+    if not code or "parameters" not in code[0].metadata.get("tags", []) or code[0].source != PARAMETERS:
+        found.append(f"the first code cell is not the one tagged parameters that holds\n{PARAMETERS}")
+    if not any("notebook.start(profile, device" in cell.source for cell in code[1:3]):
+        found.append("no cell right after the parameters calls notebook.start(profile, device, …)")
+    if not any("check(" in cell.source for cell in code):
+        found.append("no cell checks a claim")
+    return found
+
+
+def section_problems(prose: str) -> list[str]:
+    """One title; the sections in their order; objectives; time, hardware, prerequisites; references."""
+    plain = re.sub(r"^(`{3,}).*?^\1\s*$", "", prose, flags=re.M | re.S)
+    titles = re.findall(r"^# (.+)$", plain, re.M)
+    headings = re.findall(r"^## (.+?)\s*$", plain, re.M)
+    found = [] if len(titles) == 1 else [f"there must be one # title, got {titles}"]
+    if [heading for heading in headings if heading in SECTIONS] != list(SECTIONS):
+        return [*found, f"the sections {SECTIONS} must stand in this order, got {headings}"]
+    bodies = dict(zip(headings, re.split(r"^## .+$", plain, flags=re.M)[1:], strict=True))
+    objectives = len(re.findall(r"^(?:[-*]|\d+\.) ", bodies[SECTIONS[0]], re.M))
+    if not 3 <= objectives <= 5:
+        found.append(f"there must be 3 to 5 objectives as a list, got {objectives}")
+    for word in ("time", "hardware", "prerequisites"):
+        if word not in bodies[SECTIONS[1]].lower():
+            found.append(f"'{SECTIONS[1]}' does not tell the {word}")
+    if "{cite" not in bodies[SECTIONS[4]]:
+        found.append(f"'{SECTIONS[4]}' cites nothing")
+    return found
+
+
+def figure_problems(code: list[nbformat.NotebookNode]) -> list[str]:
+    """A caption that is a sentence, a name, and alt text that is not the caption."""
+    found = []
+    for cell in code:
+        mystnb = cell.metadata.get("mystnb", {})
+        if "figure" in mystnb:
+            caption = str(mystnb["figure"].get("caption") or "").strip()
+            alt = str(mystnb.get("image", {}).get("alt") or "").strip()
+            name = mystnb["figure"].get("name") or "a figure without name"
+            if not mystnb["figure"].get("name") or not caption.endswith((".", "!", "?")):
+                found.append(f"{name}: a figure needs a name, and a caption that is a sentence")
+            if len(alt) < 15 or alt == caption:
+                found.append(f"{name}: a figure needs alt text that says what is to be seen")
+    return found
+
+
+def exercise_problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """3 to 6 exercises, each with one solution that starts closed; one solution is code with a check."""
+    tasks, solutions, checked, gate = [], [], False, False
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            checked |= gate and "check(" in cell.source
+            continue
+        for directive in directives(cell.source):
+            gate = (gate or directive.name == "solution-start") and directive.name != "solution-end"
+            if directive.name in ("exercise", "exercise-start"):
+                tasks.append(directive.options.get("label", ""))
+            elif directive.name in ("solution", "solution-start"):
+                solutions.append(directive)
+    found = [] if 3 <= len(tasks) <= 6 else [f"there must be 3 to 6 exercises, got {len(tasks)}"]
+    if Counter(tasks) != Counter(solution.argument for solution in solutions) or "" in tasks:
+        found.append(f"exercises {tasks} and solutions {[s.argument for s in solutions]} do not pair up")
+    for solution in solutions:
+        if "dropdown" not in solution.options.get("class", "").split():
+            found.append(f"the solution of {solution.argument} does not start closed: add :class: dropdown")
+    if not checked:
+        found.append("no solution between solution-start and solution-end has code with a check")
+    return found
+
+
+def directives(text: str) -> list[Directive]:
+    """The directives of a text in order, nested ones too."""
+    found, lines = [], text.splitlines()
+    for i, line in enumerate(lines):
+        if match := DIRECTIVE.match(line):
+            found.append(Directive(match[1], match[2].strip()))
+            for option in lines[i + 1 :]:
+                if not (parts := OPTION.match(option)):
+                    break
+                found[-1].options[parts[1]] = parts[2].strip()
+    return found
+
+
+def run_problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """What an executed chapter shows that it must not: text on stderr, a picture without caption and alt text."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if output.output_type == "stream" and output.name == "stderr":
+                found.append(f"{cell.source.partition(chr(10))[0]!r} prints to stderr: {output.text[:200]!r}")
+            elif any(kind.startswith("image/") for kind in data) and not SLIDER.search(data.get("text/html", "")):
+                if "figure" not in cell.metadata.get("mystnb", {}):
+                    first = cell.source.partition("\n")[0]
+                    found.append(f"{first!r} shows a picture without caption and alt text")
+    return found
+
+
+def main() -> int:
+    """Print what is wrong with the chapters that are named; 1 if anything is."""
+    bad = 0
+    for name in sys.argv[1:]:
+        for problem in source_problems(Path(name).read_text(encoding="utf-8")):
+            print(f"{name}: {problem}")
+            bad = 1
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())
