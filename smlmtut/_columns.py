@@ -32,6 +32,8 @@ def add(columns: Columns, name: Hashable, values: np.ndarray, path: Path) -> Non
 
 def numbers(values: np.ndarray, name: Hashable, path: Path) -> np.ndarray:
     """The values of a column; ValueError where they are text."""
+    if len(values) == 0:
+        return values.astype(np.float64)  # a column without rows has no type of its own
     if values.dtype.kind not in "uifb":
         text = next((x for x in values if isinstance(x, str)), None)
         raise ValueError(f"{name} must hold numbers in {path}, got {values.dtype}, as in {text!r}")

@@ -56,16 +56,19 @@ def read(path: Path, pixel: float) -> pd.DataFrame:
 
 def write(path: Path, table: pd.DataFrame, pixel: float, first_frame: int) -> None:
     """Write a table whose frames count from 0."""
-    pair = "u_sd" in table and "v_sd" in table
-    alike = pair and np.array_equal(column(table, "u_sd"), column(table, "v_sd"), equal_nan=True)
+    ours = {str(n): numbers(column(table, n), n, path) for n in table if n in COLUMNS}
+    alike = "u_sd" in ours and "v_sd" in ours and np.array_equal(ours["u_sd"], ours["v_sd"], equal_nan=True)
     columns: Columns = {}
     for name in table:
-        values = column(table, name)
-        theirs, in_nm = COLUMNS.get(str(name), (name, False))
-        if alike and name == "u_sd":
-            theirs = BOTH[0]
+        if name not in ours:
+            add(columns, name, column(table, name), path)
+            continue
         if alike and name == "v_sd":
             continue
+        theirs, in_nm = COLUMNS[str(name)]
+        if alike and name == "u_sd":
+            theirs = BOTH[0]
+        values = ours[str(name)]
         if in_nm:
             values = (values + _corner(name)) * pixel
         add(columns, theirs, values + first_frame if name == "frame" else values, path)

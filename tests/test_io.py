@@ -1,0 +1,460 @@
+"""Movies, camera maps and tables: against tifffile, h5py and pandas, cut short in every way, there and back."""
+
+import itertools
+import os
+import stat
+import tracemalloc
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_data import real
+
+from smlmtut import data, io
+
+MOVIE = np.random.default_rng(0).integers(0, 60_000, (12, 9, 7)).astype(np.uint16)
+WRITERS = {
+    "plain.tif": {"photometric": "minisblack"},
+    "no_metadata.tif": {"photometric": "minisblack", "metadata": None},
+    "big.tif": {"bigtiff": True},
+    "big_endian.tif": {"byteorder": ">"},
+    "imagej.tif": {"imagej": True},
+    "imagej_big_endian.tif": {"imagej": True, "byteorder": ">", "metadata": {"axes": "TYX"}},
+    "ome.ome.tif": {"metadata": {"axes": "TYX"}},
+    "ome_five_axes.ome.tif": {"metadata": {"axes": "TCZYX"}},
+    "deflate.tif": {"compression": "zlib"},
+    "lzma.ome.tif": {"compression": "lzma", "metadata": {"axes": "TYX"}},
+    "tiled.tif": {"tile": (16, 16), "compression": "zlib"},
+    "strips.tif": {"rowsperstrip": 2, "compression": "zlib"},
+}
+
+
+def written(folder, name):
+    path = folder / name
+    if name == "pages.tif":
+        with tifffile.TiffWriter(path) as writer:
+            for frame in MOVIE:
+                writer.write(frame, contiguous=False, metadata=None)
+        return path
+    array = MOVIE[:, None, None] if name == "ome_five_axes.ome.tif" else MOVIE
+    tifffile.imwrite(path, array, **WRITERS[name])
+    return path
+
+
+ALL_WRITERS = [*WRITERS, "pages.tif"]
+
+
+@pytest.mark.parametrize("name", ALL_WRITERS)
+def test_a_movie_reads_as_it_was_written(tmp_path, name):
+    with io.read_movie(written(tmp_path, name)) as movie:
+        assert movie.shape == MOVIE.shape and len(movie) == 12 and movie.dtype == np.uint16
+        assert movie.dtype.isnative and movie[:2].dtype.isnative
+        np.testing.assert_array_equal(movie[:], MOVIE)
+
+
+INDICES = [0, 5, -1, np.int64(3), slice(2, 5), slice(None, None, -1), slice(9, 99), slice(4, 4), [3, 1, 1]]
+TUPLES = [(3, 2), (slice(1, 3), slice(2, 5), -1), (slice(0, 2), ..., slice(0, 3)), (2, slice(None), 1)]
+
+
+@pytest.mark.parametrize("name", ["plain.tif", "deflate.tif"])
+@pytest.mark.parametrize("key", [*INDICES, *TUPLES], ids=str)
+def test_indices_mean_what_they_mean_for_numpy(tmp_path, name, key):
+    with io.read_movie(written(tmp_path, name)) as movie:
+        np.testing.assert_array_equal(movie[key], MOVIE[key])
+        assert movie[key].flags.writeable or np.ndim(movie[key]) == 0
+
+
+@pytest.mark.parametrize("name", ["plain.tif", "deflate.tif"])
+def test_iteration_and_blocks_cover_the_movie_once(tmp_path, name):
+    with io.read_movie(written(tmp_path, name)) as movie:
+        np.testing.assert_array_equal(np.stack(list(movie)), MOVIE)
+        starts, blocks = zip(*movie.blocks(5), strict=True)
+        assert starts == (0, 5, 10) and [len(b) for b in blocks] == [5, 5, 2]
+        np.testing.assert_array_equal(np.concatenate(blocks), MOVIE)
+        with pytest.raises(IndexError):
+            movie[12]
+
+
+def test_a_closed_movie_says_so(tmp_path):
+    with io.read_movie(written(tmp_path, "plain.tif")) as movie:
+        pass
+    with pytest.raises(ValueError, match=r"plain\.tif is closed"):
+        movie[0]
+
+
+@pytest.mark.parametrize("name", ["plain.tif", "deflate.tif"])
+def test_frames_go_into_torch(tmp_path, name):
+    with io.read_movie(written(tmp_path, name)) as movie:
+        assert torch.from_numpy(movie[1:3]).shape == (2, 9, 7)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_one_frame_does_not_load_the_movie(tmp_path, compression):
+    movie = np.zeros((64, 256, 256), np.uint16)  # 8 MiB
+    tifffile.imwrite(tmp_path / "large.tif", movie, compression=compression)
+    tracemalloc.start()
+    with io.read_movie(tmp_path / "large.tif") as opened:
+        opened[40]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21  # a frame is 2^17 bytes; the rest is tifffile's description of 64 pages
+
+
+def test_the_real_movie_is_what_tifffile_reads():
+    path = real("sptnet_af647_slb.tif")
+    np.testing.assert_array_equal(data.af647_movie(), tifffile.imread(path))
+    with io.read_movie(path) as movie:
+        assert isinstance(movie[7].sum().item(), float)
+        np.testing.assert_array_equal(movie[7:9, 10:20], tifffile.imread(path)[7:9, 10:20])
+
+
+@pytest.mark.parametrize("name", ALL_WRITERS)
+def test_a_truncated_movie_is_refused_wherever_it_is_cut(tmp_path, name):
+    whole = written(tmp_path, name).read_bytes()
+    cut = tmp_path / ("cut_" + name)
+    refused = 0
+    lengths = np.unique(np.linspace(1, len(whole) - 1, 60).astype(int))
+    for length in lengths:
+        cut.write_bytes(whole[:length])
+        try:
+            with io.read_movie(cut) as movie:
+                # what may be missing is padding after the last value, never a pixel
+                np.testing.assert_array_equal(movie[:], MOVIE, err_msg=f"cut after {length} bytes")
+        except ValueError as error:
+            refused += 1
+            assert "cut_" + name in str(error)
+    assert refused >= len(lengths) - 1
+
+
+def test_the_truncated_real_movie_is_refused_where_tifffile_shows_one_frame(tmp_path):
+    raw = real("sptnet_af647_slb.tif").read_bytes()
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(raw[: len(raw) * 97 // 100])
+    with tifffile.TiffFile(cut) as file:
+        assert len(file.pages) == 1  # the trap: no error, 29 frames gone
+    with pytest.raises(io.TruncatedFile, match="truncated"):
+        io.read_movie(cut)
+
+
+def test_missing_pixels_before_intact_directories_are_found(tmp_path):
+    path = tmp_path / "hole.tif"
+    tifffile.imwrite(path, MOVIE, compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[5].tags["StripOffsets"]
+    with open(path, "r+b") as raw:  # the strip of frame 5 now claims to lie beyond the end
+        raw.seek(tag.offset + 8)
+        raw.write((10**6).to_bytes(4, "little"))
+    with pytest.raises(io.TruncatedFile, match="frame 5"):
+        io.read_movie(path)
+
+
+def test_a_damaged_frame_is_named(tmp_path):
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, MOVIE, compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[5].dataoffsets[0]
+    with open(path, "r+b") as raw:
+        raw.seek(offset)
+        raw.write(bytes(20))
+    with io.read_movie(path) as movie:
+        np.testing.assert_array_equal(movie[4], MOVIE[4])
+        with pytest.raises(ValueError, match=r"damaged\.tif: frame 5 cannot be decoded"):
+            movie[5]
+
+
+def test_a_loop_of_directories_is_refused(tmp_path):
+    path = tmp_path / "loop.tif"
+    tifffile.imwrite(path, MOVIE[:2], metadata=None)
+    with tifffile.TiffFile(path) as file:
+        first, second = (page.offset for page in file.pages)
+        count = len(file.pages[1].tags)
+    with open(path, "r+b") as raw:
+        raw.seek(second + 2 + 12 * count)
+        raw.write(first.to_bytes(4, "little"))
+    with pytest.raises(ValueError, match="loop"):
+        io.read_movie(path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("name", ["movie.tif", "movie.ome.tif"])
+def test_writing_keeps_type_and_values(tmp_path, dtype, name):
+    frames = (MOVIE % 200).astype(dtype)
+    io.write_movie(tmp_path / name, frames)
+    with io.read_movie(tmp_path / name) as movie:
+        assert movie.dtype == dtype
+        np.testing.assert_array_equal(movie[:], frames)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / name), frames)
+    with tifffile.TiffFile(tmp_path / name) as file:
+        assert file.is_ome == (".ome." in name)
+
+
+def test_writing_takes_a_tensor_and_one_frame_stays_a_movie(tmp_path):
+    io.write_movie(tmp_path / "one.tif", torch.ones(1, 4, 5))
+    with io.read_movie(tmp_path / "one.tif") as movie:
+        assert movie.shape == (1, 4, 5) and movie[0].shape == (4, 5)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "movie.tif"
+    io.write_movie(path, MOVIE)
+    before = path.read_bytes()
+
+    def full(file, *_, **__):
+        file.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    with pytest.raises(OSError, match="no space"):
+        io.write_movie(path, MOVIE[:3])
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["movie.tif"]
+
+
+def test_a_written_file_has_the_rights_of_any_new_file(tmp_path):
+    (tmp_path / "other").touch()
+    io.write_movie(tmp_path / "movie.tif", MOVIE)
+    mode = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("movie.tif", "other")]
+    assert mode[0] == mode[1]
+
+
+def test_a_map_is_found_whatever_it_is_called(tmp_path):
+    values = np.random.default_rng(1).uniform(1, 2, (6, 5)).astype(np.float32)
+    with h5py.File(tmp_path / "map.h5", "w") as file:
+        file["deep/inside/gain map"] = values
+        file["a list"] = np.arange(4)
+        file["a note"] = "taken in the dark"
+    np.testing.assert_array_equal(io.read_map(tmp_path / "map.h5"), values.astype(np.float64))
+    with h5py.File(tmp_path / "map.h5", "a") as file:
+        file["offset"] = values + 1
+    np.testing.assert_array_equal(io.read_map(tmp_path / "map.h5", "offset"), (values + 1).astype(np.float64))
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+HEADER = (
+    '"id","frame","x [nm]","y [nm]","sigma [nm]","intensity [photon]","offset [photon]",'
+    '"bkgstd [photon]","uncertainty [nm]"\n'
+)
+
+
+def test_thunderstorm_by_hand(tmp_path):
+    path = tmp_path / "two.csv"
+    path.write_text(HEADER + "1,1,50,150,130,700,8,3,9.5\n2,4,1234.5,60,120,500,7.5,2.5,11\n")
+    table = io.read_localizations(path, 100)
+    wanted = {
+        "id": [1, 2],
+        "frame": [0, 3],  # the first frame is 1 in the file, 0 here
+        "u": [0.0, 11.845],  # 50 nm is the centre of the first 100 nm pixel
+        "v": [1.0, 0.1],
+        "sigma": [1.3, 1.2],
+        "photons": [700, 500],
+        "background": [8, 7.5],
+        "background_sd": [3, 2.5],
+        "u_sd": [0.095, 0.11],
+        "v_sd": [0.095, 0.11],
+    }
+    pd.testing.assert_frame_equal(table, pd.DataFrame(wanted), check_dtype=False, rtol=1e-14, atol=1e-14)
+
+
+def test_frames_that_count_from_zero_are_noticed_and_can_be_read(tmp_path):
+    path = tmp_path / "zero.csv"
+    path.write_text("frame,x [nm],y [nm]\n0,1,2\n1,3,4\n")
+    with pytest.raises(ValueError, match="frame must be a whole number of at least 1"):
+        io.read_localizations(path, 100)
+    assert list(io.read_localizations(path, 100, first_frame=0)["frame"]) == [0, 1]
+
+
+def test_the_real_table_comes_with_every_row_and_column():
+    path = real("thunderstorm_3d.csv")
+    table, raw = io.read_localizations(path, 127.0), pd.read_csv(path)
+    assert len(table) == len(raw) == 11195
+    np.testing.assert_array_equal(table["frame"], raw["frame"] - 1)
+    for ours, theirs, scale, shift in [
+        ("u", "x [nm]", 127, 0.5),
+        ("v", "y [nm]", 127, 0.5),
+        ("z_nm", "z [nm]", 1, 0),
+        ("sigma_u", "sigma1 [nm]", 127, 0),
+        ("sigma_v", "sigma2 [nm]", 127, 0),
+        ("photons", "intensity [photon]", 1, 0),
+        ("background", "offset [photon]", 1, 0),
+        ("background_sd", "bkgstd [photon]", 1, 0),
+        ("u_sd", "uncertainty_xy [nm]", 127, 0),
+        ("v_sd", "uncertainty_xy [nm]", 127, 0),
+        ("z_sd_nm", "uncertainty_z [nm]", 1, 0),
+        ("detections", "detections", 1, 0),
+    ]:
+        np.testing.assert_allclose((table[ours] + shift) * scale, raw[theirs], rtol=1e-12)
+    assert len(table.columns) == 13
+
+
+def test_the_real_table_written_again_is_the_real_table(tmp_path):
+    path = real("thunderstorm_3d.csv")
+    io.write_localizations(tmp_path / "again.csv", io.read_localizations(path, 127.0), 127.0)
+    again, raw = pd.read_csv(tmp_path / "again.csv"), pd.read_csv(path)
+    assert set(again) == set(raw)
+    pd.testing.assert_frame_equal(again[list(raw)], raw, rtol=1e-12, check_dtype=False)
+
+
+positions = st.floats(-0.5, 2048)
+sizes = st.floats(1e-3, 1e5)
+words = st.text(st.characters(codec="utf-8", categories=["L"])).map(lambda letters: "w" + letters)
+COLUMNS = {
+    "frame": st.integers(0, 10**6),
+    "u": positions,
+    "v": positions,
+    "photons": sizes,
+    "background": sizes,
+    "sigma": sizes,
+    "u_sd": sizes,
+    "v_sd": sizes,
+    "z_nm": positions,
+    "net_gradient": st.floats(),  # NaN and infinity among them: a column that the package does not know
+    "détections [n]": st.integers(0, 9),
+    "class": words,
+}
+
+
+def tables(*without):
+    """Tables of 0 to 6 localizations."""
+    columns = {name: values for name, values in COLUMNS.items() if name not in without}
+    rows = st.lists(st.tuples(*columns.values()), max_size=6)
+    return rows.map(lambda drawn: pd.DataFrame(drawn, columns=list(columns)))
+
+
+@settings(max_examples=40)  # each writes and reads a file
+@given(table=tables(), pixel=st.floats(1, 500))
+def test_thunderstorm_there_and_back(tmp_path_factory, table, pixel):
+    path = tmp_path_factory.getbasetemp() / "table.csv"
+    io.write_localizations(path, table, pixel)
+    again = io.read_localizations(path, pixel)
+    assert set(again) == set(table)
+    if len(table) == 0:
+        return
+    again = again[list(table)]
+    pd.testing.assert_frame_equal(
+        again.drop(columns=["class", "u", "v"]), table.drop(columns=["class", "u", "v"]), rtol=1e-13, atol=0
+    )
+    assert list(again["class"]) == list(table["class"])
+    for name in "uv":
+        assert np.all(np.abs(again[name] - table[name]) < 1e-12 * (np.abs(table[name]) + 1))
+
+
+@settings(max_examples=40)  # each writes and reads a file
+@given(table=tables("class"), pixel=st.floats(1, 500))
+def test_picasso_there_and_back(tmp_path_factory, table, pixel):
+    path = tmp_path_factory.getbasetemp() / "table.hdf5"
+    io.write_localizations(path, table, pixel, shape=(2049, 2050), frames=10**6 + 1)
+    again = io.read_localizations(path, pixel)
+    assert again.attrs == {"height": 2049, "width": 2050, "frames": 10**6 + 1, "pixel_size_nm": pixel}
+    assert set(again) == set(table)
+    if len(table) == 0:
+        return
+    again, mine = again[list(table)], ["frame", "net_gradient", "détections [n]"]
+    pd.testing.assert_frame_equal(again[mine], table[mine], rtol=0, atol=0)  # exact: own types are kept
+    half_ulp = 2.0**-24
+    for name in ["u", "v", "photons", "background", "sigma", "u_sd", "v_sd", "z_nm"]:
+        # below 2^-126 a float32 has fewer digits: then half the smallest step
+        wanted, error = table[name].to_numpy(), np.abs(again[name].to_numpy() - table[name].to_numpy())
+        assert np.all(error <= np.maximum(half_ulp * np.abs(wanted), 2.0**-150))
+
+
+def test_two_uncertainties_stay_two(tmp_path):
+    table = pd.DataFrame({"frame": [0, 1], "u": [1.0, 2], "v": [3.0, 4], "u_sd": [0.1, 0.2], "v_sd": [0.1, 0.3]})
+    io.write_localizations(tmp_path / "t.csv", table, 100)
+    assert list(pd.read_csv(tmp_path / "t.csv"))[3:] == ["uncertainty_x [nm]", "uncertainty_y [nm]"]
+    pd.testing.assert_frame_equal(io.read_localizations(tmp_path / "t.csv", 100), table, rtol=1e-14)
+
+
+def picasso_file(path, yaml_parts=None, embedded=None, order="<"):
+    """A file as Picasso 0.11.3 writes it: the field names, types and their order were read from one of its own."""
+    names = ["x", "y", "photons", "sx", "sy", "bg", "lpx", "lpy", "ellipticity", "net_gradient"]
+    dtype = [("frame", order + "u4"), *((name, order + "f4") for name in names)]
+    locs = np.zeros(3, dtype)
+    for i, name in enumerate(names):
+        locs[name] = np.arange(3) + i / 8
+    locs["frame"] = [0, 0, 7]
+    with h5py.File(path, "w") as file:
+        file["locs"] = locs
+        if embedded is not None:
+            file["metadata"] = embedded
+    if yaml_parts is not None:
+        path.with_suffix(".yaml").write_text(yaml.safe_dump_all(yaml_parts))
+    return locs
+
+
+MOVIE_INFO = {"Byte Order": "<", "Height": 32, "Width": 64, "Frames": 9}
+LOCALIZE_INFO = {"Generated by": "Picasso Localize", "Pixelsize": 108, "Box Size": 7}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"yaml_parts": [MOVIE_INFO, LOCALIZE_INFO]},
+        {"embedded": '[{"Height": 32, "Width": 64, "Frames": 9}, {"Pixelsize": 108}]'},
+        {"yaml_parts": [MOVIE_INFO, LOCALIZE_INFO], "embedded": '[{"Height": 1, "Pixelsize": 5}]'},
+        {"yaml_parts": [MOVIE_INFO, LOCALIZE_INFO], "order": ">"},
+    ],
+    ids=["yaml", "embedded", "both", "big-endian"],
+)
+def test_picasso_file_as_picasso_writes_it(tmp_path, where):
+    locs = picasso_file(tmp_path / "locs.hdf5", **where)
+    table = io.read_localizations(tmp_path / "locs.hdf5")
+    assert table.attrs == {"height": 32, "width": 64, "frames": 9, "pixel_size_nm": 108}
+    ours = ["frame", "u", "v", "photons", "sigma_u", "sigma_v", "background", "u_sd", "v_sd"]
+    assert list(table) == [*ours, "ellipticity", "net_gradient"]
+    for mine, theirs in zip(table, locs.dtype.names, strict=True):
+        np.testing.assert_array_equal(table[mine], locs[theirs])  # px here, px there, the same origin
+        assert table[mine].dtype.isnative
+    with pytest.raises(ValueError, match=r"pixel_size_nm must be 108.*got 100"):
+        io.read_localizations(tmp_path / "locs.hdf5", 100)
+
+
+def test_picasso_file_without_metadata_reads_but_states_nothing(tmp_path):
+    picasso_file(tmp_path / "locs.hdf5")
+    assert io.read_localizations(tmp_path / "locs.hdf5", 100).attrs == {}
+
+
+def test_picasso_gets_the_smallest_movie_that_holds_the_table(tmp_path):
+    table = pd.DataFrame({"frame": [0, 6], "u": [0.0, 11.4], "v": [3.5, 2.0]})
+    io.write_localizations(tmp_path / "t.hdf5", table, 108)
+    info = yaml.safe_load((tmp_path / "t.yaml").read_text())
+    # 11.4 lies in pixel 11, the twelfth; 3.5 is the first edge of pixel 4, the fifth
+    assert (info["Width"], info["Height"], info["Frames"], info["Pixelsize"]) == (12, 5, 7, 108)
+
+
+def test_metadata_survive_a_change_of_the_table(tmp_path):
+    picasso_file(tmp_path / "locs.hdf5", [MOVIE_INFO, LOCALIZE_INFO])
+    table = io.read_localizations(tmp_path / "locs.hdf5")
+    io.write_localizations(tmp_path / "fewer.hdf5", table[table["photons"] > 1], 108)
+    assert io.read_localizations(tmp_path / "fewer.hdf5").attrs == table.attrs
+
+
+@pytest.mark.parametrize("suffix", ["csv", "hdf5"])
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"t.{suffix}"
+    table = pd.DataFrame({"frame": [0], "u": [1.0], "v": [2.0]})
+    io.write_localizations(path, table, 100)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+
+    def fails(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fails)
+    monkeypatch.setattr(h5py.Group, "create_dataset", fails)
+    with pytest.raises(OSError, match="no space"):
+        io.write_localizations(path, table, 100)
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+def test_a_truncated_table_is_refused(tmp_path):
+    picasso_file(tmp_path / "locs.hdf5", [MOVIE_INFO])
+    raw = (tmp_path / "locs.hdf5").read_bytes()
+    for length in itertools.chain(range(1, len(raw), len(raw) // 40)):
+        (tmp_path / "locs.hdf5").write_bytes(raw[:length])
+        with pytest.raises(ValueError, match=r"locs\.hdf5 must be an HDF5 file"):
+            io.read_localizations(tmp_path / "locs.hdf5")
