@@ -37,7 +37,7 @@ def fill_in(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for place in list(doctree.findall(ClaimsTable)):
         found = claims_by_chapter(app)
         if not found:
-            text = "No chapter has run yet: `make book` runs them all and fills in this page."
+            text = "The cache holds no run with claims: make book runs every chapter and fills in this page."
             place.replace_self(nodes.paragraph("", text))
             continue
         everything = [claim for claims in found.values() for claim in claims]

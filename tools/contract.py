@@ -78,9 +78,9 @@ def section_problems(prose: str) -> list[str]:
     objectives = len(re.findall(r"^(?:[-*]|\d+\.) ", bodies[SECTIONS[0]], re.M))
     if not 3 <= objectives <= 5:
         found.append(f"there must be 3 to 5 objectives as a list, got {objectives}")
-    for word in ("time", "hardware", "prerequisites"):
-        if word not in bodies[SECTIONS[1]].lower():
-            found.append(f"'{SECTIONS[1]}' does not tell the {word}")
+    for words in (("time",), ("hardware",), ("prerequisites", "you need")):
+        if not any(word in bodies[SECTIONS[1]].lower() for word in words):
+            found.append(f"'{SECTIONS[1]}' does not tell the {words[0]}")
     if "{cite" not in bodies[SECTIONS[4]]:
         found.append(f"'{SECTIONS[4]}' cites nothing")
     return found

@@ -1,0 +1,197 @@
+"""The pages of the book: table of contents, notation, addresses, and the build of a small book."""
+
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from tools import build_book, chapter_head, run_chapters
+from tools.contract import PARAMETERS
+
+ROOT = run_chapters.ROOT
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+CODE_NAME = re.compile(r"`([\w.]+)(?:\((\w+)\))?`")
+
+
+def test_table_of_contents_lists_what_is_there_once_and_the_chapters_in_order():
+    assert len(PAGES) == len(set(PAGES))
+    assert not [page for page in PAGES if not (ROOT / f"{page}.md").exists()]
+    listed = [page for page in PAGES if page.startswith("notebooks/")]
+    assert listed == [f"notebooks/{path.stem}" for path in run_chapters.chapters()]
+    pages = {str(path.relative_to(ROOT).with_suffix("")) for path in (ROOT / "book").rglob("*.md")}
+    assert pages == {page for page in PAGES if page.startswith("book/")}
+
+
+def notation() -> list[list[str]]:
+    """The cells of each row of the table of symbols."""
+    text = (ROOT / "book" / "notation.md").read_text(encoding="utf-8").partition("## Symbols")[2]
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.replace("\\mid", ""))[1:-1]] for line in lines]
+
+
+def resolve(name: str, argument: str | None = None) -> None:
+    """Find smlmtut.NAME, and its argument; LookupError if it is not there."""
+    module_name, *path = name.split(".")
+    found = importlib.import_module(f"smlmtut.{module_name}")
+    for part in path:
+        fields = {f.name for f in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
+        if part not in fields and not hasattr(found, part):
+            raise LookupError(f"smlmtut.{name}: no {part!r}")
+        found = getattr(found, part, None)
+    if argument and (not callable(found) or argument not in inspect.signature(found).parameters):
+        raise LookupError(f"smlmtut.{name} has no argument {argument!r}")
+
+
+@pytest.mark.parametrize("row", notation(), ids=lambda row: row[2].strip("`"))
+def test_notation_names_what_the_code_has(row):
+    symbol, meaning, code, shape, unit, equation = row
+    assert symbol.startswith("$") and meaning and shape and unit
+    names = CODE_NAME.findall(code)
+    assert names
+    for name, argument in names:
+        resolve(name, argument or None)
+    chapters = "".join(path.read_text(encoding="utf-8") for path in run_chapters.chapters())
+    for label in re.findall(r"\{eq\}`([\w:-]+)`", equation):
+        assert re.search(rf"^\$\$ *\({label}\)|label: {label}$", chapters, re.M), f"no equation {label}"
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("psf.Nothing", None), ("psf.PSF.width", None), ("psf.expected_photons", "gain"), ("psf.PSF.sigma", "x")],
+)
+def test_notation_test_can_fail(name, argument):
+    with pytest.raises(LookupError):
+        resolve(name, argument)
+
+
+def test_one_address_of_the_repository():
+    url, pages = CONFIG["repository"]["url"], CONFIG["html"]["baseurl"].rstrip("/")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["urls"] == {"Repository": url, "Book": pages}
+    assert (citation["repository-code"], citation["url"]) == (url, pages)
+    owner_and_name = url.removeprefix("https://github.com/")
+    branch = CONFIG["repository"]["branch"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    badges = re.findall(r"https://colab\.research\.google\.com/github/([^)\s]+)", readme)
+    wanted = [f"{owner_and_name}/blob/{branch}/notebooks/{path.stem}.ipynb" for path in run_chapters.chapters()]
+    assert badges == wanted
+
+
+def test_launch_row_follows_the_address():
+    links = chapter_head.launch_links("https://github.com/who/what/", "trunk", "notebooks/01_x")
+    assert [address for _, address, _ in links] == [
+        "https://colab.research.google.com/github/who/what/blob/trunk/notebooks/01_x.ipynb",
+        "https://github.com/who/what/blob/trunk/notebooks/01_x.ipynb",
+        "https://github.com/who/what/blob/trunk/notebooks/01_x.md",
+    ]
+
+
+CHAPTER = f"""---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A small chapter
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+{PARAMETERS}
+```
+
+```{{code-cell}} ipython3
+print("never run")
+```
+"""
+
+
+def executed(source: Path) -> nbformat.NotebookNode:
+    """The chapter as a run would leave it, made without a kernel, with one claim."""
+    notebook = run_chapters.jupytext.read(source)
+    claim = {
+        "name": "a <ratio>",
+        "enforced": True,
+        "holds": True,
+        "profile": "book",
+        "shown": "1.01 px",
+        "allowed": "0.97 … 1.03 px",
+    }
+    output = nbformat.v4.new_output("display_data", data={"text/plain": "row"}, metadata={"smlmtut": {"claim": claim}})
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code[1].outputs, code[1].execution_count = [output], 2
+    injected = nbformat.v4.new_code_cell("x = 1", metadata={"tags": [run_chapters.INJECTED]})
+    notebook.cells.insert(2, injected)
+    return notebook
+
+
+@pytest.fixture
+def small_book(tmp_path):
+    """A book of one chapter, in a folder whose name has a space."""
+    site = tmp_path / "a small book"
+    (site / "notebooks").mkdir(parents=True)
+    (site / "notebooks" / "01_small.md").write_text(CHAPTER, encoding="utf-8")
+    shutil.copytree(ROOT / "book", site / "book")
+    shutil.copytree(ROOT / "tools", site / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    (site / "book" / "intro.md").write_text("# Home\n", encoding="utf-8")
+    (site / "_config.yml").write_text((ROOT / "_config.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    toc = {"format": "jb-book", "root": "book/intro"}
+    toc["chapters"] = [{"file": "notebooks/01_small"}, {"file": "book/claims"}, {"file": "book/setup"}]
+    (site / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
+    return site
+
+
+def build(site: Path) -> tuple[int, str]:
+    """Build strictly; the exit code and the log."""
+    command = [sys.executable, "-c", build_book.CALL, "build", ".", "--all", "-W", "-n", "--keep-going"]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_seeded_book_builds_from_the_cache_and_lists_its_claims(small_book):
+    source = small_book / "notebooks" / "01_small.md"
+    run_chapters.seed_cache(source, executed(source), small_book / "_build" / ".jupyter_cache")
+    code, log = build(small_book)
+    assert code == 0, log
+    assert build_book.executed(log) == []
+    html = small_book / "_build" / "html"
+    claims = (html / "book" / "claims.html").read_text(encoding="utf-8")
+    assert "1 of 1 checked claims hold in profile book." in claims
+    assert "a &lt;ratio&gt;" in claims and 'href="../notebooks/01_small.html"' in claims
+    chapter = (html / "notebooks" / "01_small.html").read_text(encoding="utf-8")
+    assert "/blob/main/notebooks/01_small.ipynb" in chapter and "launch-row" in chapter
+
+
+def test_an_unseeded_book_still_builds_and_the_log_tells_that_a_chapter_ran(small_book):
+    code, log = build(small_book)
+    assert code == 0, log
+    assert build_book.executed(log) == ["01_small.md"]
+    claims = (small_book / "_build" / "html" / "book" / "claims.html").read_text(encoding="utf-8")
+    assert "The cache holds no run with claims" in claims
+
+
+def test_a_run_of_another_source_does_not_seed_the_cache(small_book):
+    source = small_book / "notebooks" / "01_small.md"
+    ran = executed(source)
+    source.write_text(CHAPTER.replace("never run", "changed since"), encoding="utf-8")
+    with pytest.raises(ValueError, match="01_small.md is not the source of the executed notebook"):
+        run_chapters.seed_cache(source, ran, small_book / "_build" / ".jupyter_cache")
+    assert not (small_book / "_build").exists()

@@ -1,0 +1,101 @@
+"""Installing the package replaces nothing, and the files that repeat pyproject.toml agree with it."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+
+import pytest
+from packaging.requirements import Requirement
+
+import smlmtut
+from tools import environment
+from tools.run_chapters import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
+EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").split()
+    if "==" in line
+)
+# What Colab had installed in 2025; the package must be content with it.
+COLAB = {
+    "torch": "2.6.0",
+    "numpy": "2.0.2",
+    "scipy": "1.15.3",
+    "pandas": "2.2.2",
+    "matplotlib": "3.10.0",
+    "h5py": "3.13.0",
+    "tifffile": "2025.6.1",
+    "scikit-image": "0.25.2",
+    "pooch": "1.8.2",
+    "pyyaml": "6.0.2",
+    "tqdm": "4.67.1",
+    "ipywidgets": "7.7.1",
+}
+
+
+@pytest.mark.parametrize("requirement", RUNTIME, ids=str)
+def test_runtime_requirements_are_lower_bounds_that_colab_meets(requirement):
+    assert [bound.operator for bound in requirement.specifier] == [">="]
+    assert not requirement.marker and not requirement.extras
+    assert requirement.specifier.contains(COLAB[requirement.name])
+
+
+def test_installing_beside_torch_and_numpy_changes_neither(tmp_path):
+    """pip, without an index to fetch from, plans to install this package and nothing else."""
+    assert version("torch").partition("+")[0] == PINS["torch"] and version("numpy").startswith("2.")
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation"]
+    command += ["--quiet", "--report", str(report), str(ROOT)]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    planned = json.loads(report.read_text(encoding="utf-8"))["install"]
+    assert [item["metadata"]["name"] for item in planned] == ["smlmtut"]
+
+
+def test_every_import_of_the_package_is_a_declared_requirement():
+    names = {"scikit-image": "skimage", "pyyaml": "yaml", "ipywidgets": "ipywidgets"}
+    declared = {names.get(requirement.name, requirement.name) for requirement in RUNTIME}
+    comes_with = {"IPython": "ipywidgets", "PIL": "matplotlib", "requests": "pooch"}
+    for path in (ROOT / "smlmtut").glob("*.py"):
+        for name in re.findall(r"^\s*(?:from|import) ([A-Za-z]\w*)", path.read_text(encoding="utf-8"), re.M):
+            known = name in sys.stdlib_module_names or name == "smlmtut"
+            assert known or comes_with.get(name, name) in declared, f"{path.name} imports {name}"
+
+
+def test_every_requirement_has_a_pin_that_meets_it():
+    for requirement in [*RUNTIME, *EXTRAS["book"], *EXTRAS["test"], *EXTRAS["dev"]]:
+        if requirement.name != "smlmtut":
+            pin = PINS[requirement.name.lower().replace("_", "-")]
+            assert requirement.specifier.contains(pin), f"{requirement} against {pin}"
+
+
+def test_the_tests_run_with_the_pinned_versions():
+    different = {name: (version(name), pin) for name, pin in PINS.items() if version(name).split("+")[0] != pin}
+    assert not different
+
+
+def test_environment_yml_follows_pyproject():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert text == environment.environment(PYPROJECT)
+    names = re.findall(r"^  - ([\w-]+)", text, re.M)
+    conda = [environment.CONDA_NAMES.get(requirement.name, requirement.name) for requirement in RUNTIME]
+    assert names == ["conda-forge", "python", "pip", "make", *conda, "pip"]
+
+
+def test_a_requirement_more_changes_environment_yml():
+    more = {**PYPROJECT, "project": {**PROJECT, "dependencies": [*PROJECT["dependencies"], "attrs>=25"]}}
+    assert "  - attrs>=25\n" in environment.environment(more)
+
+
+def test_version_and_licences():
+    assert version("smlmtut") == smlmtut.__version__
+    assert f"version: {smlmtut.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert PROJECT["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+    assert "CC-BY-4.0" in (ROOT / "LICENSE-text").read_text(encoding="utf-8")
