@@ -30,7 +30,7 @@ def between(name: str, value: Value, low: float, high: float) -> Value:
 
 def rank(name: str, value: Value, *allowed: int) -> Value:
     """Return value if its number of dimensions is one of allowed; ValueError otherwise."""
-    shape = tuple(np.shape(value)) if not isinstance(value, torch.Tensor) else tuple(value.shape)
+    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else np.asarray(value).shape
     if len(shape) not in allowed:
         wanted = " or ".join(str(n) for n in allowed)
         raise ValueError(f"{name} must have {wanted} dimensions, got {len(shape)}: shape {shape}")
@@ -39,9 +39,13 @@ def rank(name: str, value: Value, *allowed: int) -> Value:
 
 def whole(name: str, value: int, low: int = 1) -> int:
     """Return value as an int if it is a whole number of at least low; ValueError otherwise."""
-    if isinstance(value, bool) or int(value) != value or value < low:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):  # None, NaN, infinity
+        number = low - 1
+    if isinstance(value, bool) or number != value or number < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    return int(value)
+    return number
 
 
 def image_shape(name: str, value: tuple[int, int]) -> tuple[int, int]:
@@ -60,7 +64,7 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 def _every(name: str, value: Value, allowed: str, test) -> Value:
     try:
-        entries = torch.as_tensor(value).detach()
+        entries = value.detach() if isinstance(value, torch.Tensor) else _tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}") from error
     if entries.is_complex():
@@ -74,3 +78,9 @@ def _every(name: str, value: Value, allowed: str, test) -> Value:
             where = f" at index {index} ({int((~good).sum())} of {entries.numel()} entries are not)"
         raise ValueError(f"{name} must be {allowed}, got {first:g}{where}")
     return value
+
+
+def _tensor(value: object) -> torch.Tensor:
+    """A number or an array as a tensor that keeps all its digits: torch by itself makes a float float32."""
+    array = np.asarray(value)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy: torch wants it writable

@@ -81,8 +81,9 @@ def test_a_frame_without_emitters_is_allowed():
 @pytest.mark.parametrize("quantum_efficiency", [1.0, 0.8])
 def test_frames_have_the_cameras_mean_and_variance(quantum_efficiency):
     rng = np.random.default_rng(0)
-    gain, offset, variance = rng.uniform(1, 3, (5, 5)), rng.uniform(90, 110, (5, 5)), rng.uniform(0, 30, (5, 5))
-    camera = Camera(gain, offset, variance, quantum_efficiency)
+    gain, offset, variance = (rng.uniform(low, high, (5, 5)) for low, high in ((1, 3), (90, 110), (0, 30)))
+    maps = {"gain": gain, "offset": offset, "read_variance": variance}
+    camera = Camera(**{k: torch.from_numpy(m) for k, m in maps.items()}, quantum_efficiency=quantum_efficiency)
     emitters = Emitters(*(torch.full((N, 1), x, dtype=torch.float64) for x in (2.2, 1.8, 300.0)))
     x = simulate.frames(emitters, PSF(1.0), camera, (5, 5), 4.0, generator(4)).numpy()
     electrons = quantum_efficiency * expected_photons(emitters, PSF(1.0), (5, 5), 4.0)[0].numpy()
@@ -146,5 +147,5 @@ def test_nothing_is_drawn_from_the_global_generator(name):
 
 def test_type_of_the_emitters_is_the_type_of_the_frames():
     scene = simulate.uniform_on_disc(2, 3, 4.0, (5.0, 5.0), 300.0, generator(), dtype=torch.float32)
-    x = simulate.frames(scene, PSF(1.0), Camera(read_variance=np.ones((11, 11))), (11, 11), 2.0, generator())
+    x = simulate.frames(scene, PSF(1.0), Camera(read_variance=torch.ones(11, 11)), (11, 11), 2.0, generator())
     assert scene.u.dtype == x.dtype == torch.float32 and x.shape == (2, 11, 11)
