@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 TAIL_DEPTH = 30.0  # the quadrature leaves out about exp(−30), 1e-13, of its integrand
-STEP_DEPTH = 45.0  # exponent of the step's error where its rough estimate in `_steps` holds
-AGREEMENT = 1e-5  # between a sum and its half; the error of a full sum is about the square of it
-NODES = 1 << 20  # quadrature nodes held at once
+STEP_DEPTH = 25.0  # exponent of the step's error where its rough estimate in `_steps` holds
+AGREEMENT = 1e-4  # between a sum and its half; the error of a full sum is about the square of it
+NODES = 1 << 18  # quadrature nodes held at once
 SINGULAR = 1e-13  # pivot, relative to the diagonal, below which a Cholesky factor is rounding noise
 
 
@@ -193,7 +193,7 @@ def _steps(rate: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """M and J: phases in a unit cell, and the stride over whole numbers of electrons."""
     crossing = (0.5 - v * (-rate.log()).clamp(min=0)).clamp(min=0)  # distance of the bumps' crossing from a bump
     depth = (STEP_DEPTH - crossing**2 / (2 * v)).clamp(min=1e-3)
-    step = torch.minimum(2 * math.pi**2 * v / depth, (2 * math.pi**2 * v / STEP_DEPTH).sqrt())
+    step = torch.minimum(2 * math.pi**2 * v / depth, (0.5 * v).sqrt())
     phases = torch.where(step >= 1, 1, 2 * (0.5 / step).ceil()).long()
     return phases, (0.5 * (rate + v).sqrt()).long().clamp(min=1)
 
@@ -237,8 +237,10 @@ def _rate_and_variance(rate: float | Tensor, camera: Camera) -> tuple[Tensor, Te
     rate = torch.as_tensor(non_negative("rate", rate), dtype=torch.float64)
     if rate.ndim >= 2:
         check_frame_size("rate", rate, camera)
-    v = torch.as_tensor(camera.read_variance_electrons).to(rate)
-    if rate.ndim == 1 and v.ndim == 2:
-        raise ValueError(f"rate must be a number or (..., H, W) with a camera that has maps, got {tuple(rate.shape)}")
-    rate, v = torch.broadcast_tensors(rate, v)
-    return rate.contiguous(), v.contiguous()
+    variance = torch.as_tensor(camera.read_variance_electrons).to(rate)
+    if rate.ndim == 1 and variance.ndim == 2:
+        raise ValueError(
+            f"rate must be a number or (..., H, W) where the camera has maps, got shape {tuple(rate.shape)}"
+        )
+    shape = torch.broadcast_shapes(rate.shape, variance.shape)
+    return rate.expand(shape), variance.expand(shape)

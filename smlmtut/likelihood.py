@@ -15,7 +15,8 @@ from .camera import Camera
 from .mixture import SCORE_TOLERANCE, electrons, mixture, score
 
 Value = float | Tensor
-EULER = 0.5772156649015329  # −ψ(1)
+EDGE = -0.5  # where the surrogate's log Γ(x' + 1) leaves off: half-way to the count below 0
+SLOPE = -1.9635100260214235  # of it there: ψ(1/2) = −γ − 2 log 2
 
 
 def exact_log_likelihood(x: Value, rate: Value, camera: Camera, tolerance: float = 1e-10) -> Tensor:
@@ -66,14 +67,14 @@ def surrogate_log_likelihood(x: Value, rate: Value, camera: Camera) -> Tensor:
     x' log ω' − ω' − log Γ(x' + 1), in nats, per photo-electron (subtract log g for a density per ADU).
 
     x: ADU; rate: ω ≥ 0 in photo-electrons. Returns the broadcast shape, float64; differentiable.
-    Below x' = 0, where Γ has poles, log Γ(x' + 1) goes on along its tangent at 0, −0.5772 x'. That term does
+    Γ has poles from x' = −1 down: below x' = −1/2, log Γ(x' + 1) goes on along its tangent. That term does
     not depend on ω: score and information are untouched. Where ω' = 0 the result is −inf except at x' = 0.
     Raises ValueError where x or rate is not finite, rate is negative, or shapes do not broadcast.
     """
     counts, rate = _surrogate(x, rate, camera)
     log_rate = torch.where(rate > 0, rate, 1.0).log()
     data = torch.where(rate > 0, counts * log_rate, torch.where(counts == 0, 0.0, -torch.inf))
-    constant = torch.where(counts >= 0, torch.lgamma(counts.clamp(min=0) + 1), -EULER * counts)
+    constant = torch.lgamma(counts.clamp(min=EDGE) + 1) + SLOPE * (counts - EDGE).clamp(max=0)
     return data - rate - constant
 
 
@@ -149,6 +150,4 @@ def _arguments(x: Value, rate: Value, camera: Camera) -> tuple[Tensor, ...]:
     except RuntimeError as error:
         names = ("x", "rate", "gain", "offset", "read_variance")
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(names, tensors, strict=True))
-        raise ValueError(
-            f"x, rate and the camera's maps must have shapes that broadcast, got {shapes}"
-        ) from error
+        raise ValueError(f"x, rate and the camera's maps must have shapes that broadcast, got {shapes}") from error

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-TERMS = 1 << 18  # terms of the sum held at once: 2 MiB a temporary
+CELLS = 1 << 15  # values, and terms of their sums, held at once: temporaries that fit a cache
+TERMS = 1 << 17
 SCORE_TOLERANCE = 1e-16  # of sums behind a derivative; the window is a fifth wider than at 1e-10
 
 
@@ -21,23 +22,10 @@ def mixture(
     v: read variance > 0, e-². All four of one shape, float64. Returns two tensors of that shape.
     tolerance: bound on the relative error of the sum. Memory beyond the results: a few blocks of TERMS.
     """
-    shape = z.shape
-    z, rest, rate, v = (t.reshape(-1) for t in (z, rest, rate, v))
-    mode = _mode(z, rest, rate, v)
-    first, width = _window(mode, v, tolerance)
-    peak = _poisson_log_pmf(mode, rate) - 0.5 * (((z - mode) + rest) ** 2 / v + torch.log(2 * math.pi * v))
-    log_sum, shift = torch.empty_like(z), torch.empty_like(z)
-    order = width.argsort()
-    sizes = width[order].tolist()
-    start = 0
-    while start < len(sizes):
-        stop = min(len(sizes), start + max(1, TERMS // sizes[start]))
-        stop = min(stop, start + max(1, TERMS // sizes[stop - 1]))
-        block = order[start:stop]
-        rows = [t[block, None] for t in (first, mode, z, rest, rate, v)]
-        log_sum[block], shift[block] = _sum_terms(sizes[stop - 1], *rows)
-        start = stop
-    return (peak + log_sum).reshape(shape), ((mode - rate) + shift).reshape(shape)
+    flat = [t.reshape(-1).split(CELLS) for t in (z, rest, rate, v)]
+    parts = [_mixture(*block, tolerance) for block in zip(*flat, strict=True)]
+    log_density, excess = (torch.cat(part).reshape(z.shape) for part in zip(*parts, strict=True))
+    return log_density, excess
 
 
 def score(excess: Tensor, z: Tensor, rate: Tensor, v: Tensor) -> Tensor:
@@ -69,6 +57,25 @@ def _product_error(signal: Tensor, z: Tensor, gain: Tensor) -> Tensor:
         halves += [high, factor - high]
     z_high, z_low, g_high, g_low = halves
     return (((signal - z_high * g_high) - z_high * g_low) - z_low * g_high) - z_low * g_low
+
+
+def _mixture(z: Tensor, rest: Tensor, rate: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """mixture for 1-D tensors; pixels with windows of about one size are summed together."""
+    mode = _mode(z, rest, rate, v)
+    first, width = _window(mode, v, tolerance)
+    peak = _poisson_log_pmf(mode, rate) - 0.5 * (((z - mode) + rest) ** 2 / v + torch.log(2 * math.pi * v))
+    log_sum, shift = torch.empty_like(z), torch.empty_like(z)
+    order = width.argsort()
+    sizes = width[order].tolist()
+    start = 0
+    while start < len(sizes):
+        stop = min(len(sizes), start + max(1, TERMS // sizes[start]))
+        stop = min(stop, start + max(1, TERMS // sizes[stop - 1]))
+        block = order[start:stop]
+        rows = [t[block, None] for t in (first, mode, z, rest, rate, v)]
+        log_sum[block], shift[block] = _sum_terms(sizes[stop - 1], *rows)
+        start = stop
+    return peak + log_sum, (mode - rate) + shift
 
 
 # Why leaving out terms is safe. Write t(q) for the summand and r(q) = t(q + 1)/t(q); then
