@@ -1,19 +1,16 @@
 """Write MyST blocks as plain Markdown: what Colab and Jupyter show without Sphinx.
 
-Every directive and role has a rule here or is an error; every reference resolves to the number or title
-that the book prints, and on another page to a link into the book.
+Every directive has a rule here or is an error; running text is written by tools/inline.py.
 """
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Callable
 from html import escape
 
-from tools.citations import Citations
-from tools.labels import TABLES, Book, Label, Page
-from tools.myst import Block, MystError, parse
+from tools.inline import InlineWriter
+from tools.labels import TABLES, Label
+from tools.myst import Block, parse
 
 ADMONITIONS = {
     **{name: name.capitalize() for name in ("note", "tip", "hint", "important", "warning", "caution", "attention")},
@@ -23,34 +20,15 @@ ADMONITIONS = {
 TITLED = {"admonition", "margin", "sidebar", "topic", "epigraph"}
 SILENT = {"index", "contents", "exercise-end"}
 
-INLINE = re.compile(
-    r"(?P<escaped>\\[^\w\s])"
-    r"|(?:\{(?P<role>[\w:.+-]+)\})?(?P<ticks>`+)(?P<code>(?!`).+?)(?<!`)(?P=ticks)(?!`)"
-    r"|(?P<math>\$\$.+?\$\$|(?<![\w$])\$(?![\s$])(?:\\.|[^$\\])*?(?<!\s)\$(?!\d))"
-    r"|\[\^(?P<note>[^\]\s]+)\](?P<defines>:)?"
-    r"|(?P<image>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`|\[[^\]]*\])*)\]"
-    r"\((?P<target><[^>\n]*>|(?:[^()\s]|\([^()\s]*\))*)(?:\s+\"[^\"]*\")?\)(?:\{[^}\n]*\})?"
-    r"|(?P<foreign>\{\{.+?\}\}|\{[\w:.+-]+\}(?=`)|(?<=\])\{[.#:\w][^}\n]*\}|<(?:project|inv|path):[^>]*>)",
-    re.S,
-)
 
-
-class Writer:
+class Writer(InlineWriter):
     """Writes the blocks of one page."""
-
-    def __init__(self, book: Book, page: Page) -> None:
-        self.book, self.page = book, page
-        self.cite = Citations(book.bibliography)
-        self.notes: dict[str, int] = {}
-
-    def error(self, line: int, message: str) -> MystError:
-        return MystError(self.page.shown, line, message)
 
     # ---- blocks ------------------------------------------------------------------------------------------
 
     def blocks(self, blocks: list[Block]) -> str:
         """All blocks, with an empty line between them."""
-        return "\n\n".join(text for block in blocks if (text := self.block(block).strip("\n")))
+        return "\n\n".join(text for block in blocks if (text := self.block(block)))
 
     def body(self, block: Block) -> str:
         """What stands inside a directive."""
@@ -67,13 +45,15 @@ class Writer:
                 text = self.display(block.text, block, block.label)
             case "heading":
                 number = self.page.labels[block.line].number
-                text = f"{'#' * block.level} {number} {self.inline(block.text, block.line)}".replace("  ", " ")
+                title = self.inline(block.text, block.line)
+                text = f"{'#' * block.level} {number}. {title}" if number else f"{'#' * block.level} {title}"
             case "target":
                 text = f'<a name="{escape(block.text)}"></a>'
             case "directive":
                 text = self.directive(block)
             case _:
                 text = ""
+        text = text.strip("\n")
         return "\n".join(block.indent + row if row else row for row in text.split("\n")) if block.indent else text
 
     def text(self, text: str, line: int) -> str:
@@ -81,27 +61,19 @@ class Writer:
         if found := re.search(r"^(\[[^\]^][^\]]*\]:\s|:[\w -]+:(\s|$))", text, re.M):
             at = line + text[: found.start()].count("\n")
             raise self.error(at, f"no rule for {found[0].strip()!r}: a link definition or a field list")
-        text = re.sub(r"^(\S.*)\n:[ \t]+", r"- **\1**: ", text, flags=re.M)
-        return self.inline(text, line)
+        written = self.inline(text, line)
+        return re.sub(r"^(\S.*)\n:[ \t]+", r"- **\1**: ", written, flags=re.M)
 
     def display(self, math: str, block: Block, label: str | None) -> str:
         """A display formula, numbered as in the book where it has a label."""
         math = self.tex(math.strip())
         if re.search(r"\\begin\{(align|gather|multline|equation)\*?\}", math):
             raise self.error(block.line, "an AMS environment inside $$: use aligned, gathered or none")
-        if r"\\" in math:  # Sphinx wraps such formulas in split
+        if r"\\" in math and not math.startswith((r"\begin{aligned}", r"\begin{gathered}")):  # as Sphinx does, in split
             math = f"\\begin{{aligned}}\n{math}\n\\end{{aligned}}"
         if label:
             math += f" \\tag{{{self.book.labels[label.lower()].number}}}"
         return f"$$\n{math}\n$$"
-
-    def tex(self, math: str) -> str:
-        """A formula without the book's own commands."""
-        for name, meaning in self.book.macros.items():
-            if not isinstance(meaning, str):
-                raise ValueError(f"_config.yml: the macro {name} takes arguments, for which there is no rule")
-            math = re.sub(rf"\\{name}(?![A-Za-z])", lambda _, meaning=meaning: f"{{{meaning}}}", math)
-        return re.sub(r"\{(\\operatorname\{\w+\})\}", r"\1", math)
 
     # ---- directives --------------------------------------------------------------------------------------
 
@@ -152,7 +124,7 @@ class Writer:
         title = f"**{label.name if label else block.name[4:].capitalize()}**"
         if block.argument:
             title += f" ({self.inline(block.argument, block.line)})"
-        text = f"{title}\n\n{self.body(block)}"
+        text = f"{title}\n\n{self.body(block)}".strip()
         return text if block.name == "exercise-start" else quote(text)
 
     def solution_title(self, block: Block) -> str:
@@ -207,155 +179,12 @@ class Writer:
             text = f"{self.caption(label, self.inline(block.options['caption'], block.line))}\n\n{text}"
         return text
 
-    # ---- inside a line -----------------------------------------------------------------------------------
-
-    def inline(self, text: str, line: int) -> str:
-        """Roles, references, links, footnotes and formulas in running text; line is where the text starts."""
-
-        def write(found: re.Match[str]) -> str:
-            at = line + text[: found.start()].count("\n")
-            if found["math"]:
-                return self.tex(found["math"])
-            if found["role"]:
-                return self.role(found["role"], found["code"].strip(), at)
-            if found["note"]:
-                number = self.notes.setdefault(found["note"], len(self.notes) + 1)
-                return f"<sup>{number}</sup>"
-            if found["target"] is not None:
-                return self.link(found["image"], found["text"], found["target"].strip("<>"), at)
-            if found["foreign"]:
-                raise self.error(at, f"no rule for {found['foreign']!r}")
-            return found[0]
-
-        return INLINE.sub(write, text)
-
-    def role(self, role: str, content: str, line: int) -> str:
-        """One role, by its rule."""
-        plain: dict[str, Callable[[str], str]] = {
-            "sub": lambda text: f"<sub>{text}</sub>",
-            "sup": lambda text: f"<sup>{text}</sup>",
-            "kbd": lambda text: f"<kbd>{text}</kbd>",
-            "code": lambda text: f"`{text}`",
-            "math": lambda text: f"${self.tex(text)}$",
-        }
-        if role in plain:
-            return plain[role](content)
-        if role == "abbr":
-            short, _, long = content.rstrip(")").partition(" (")
-            return f'<abbr title="{escape(long)}">{short}</abbr>'
-        if role == "cite" or role.startswith("cite:"):
-            try:
-                return self.cite.role(role, [key.strip() for key in content.split(",")])
-            except KeyError as error:
-                raise self.error(line, str(error.args[0])) from error
-        explicit = re.fullmatch(r"(.+?)\s*<([^<>]+)>", content, re.S)
-        words, target = (explicit[1], explicit[2]) if explicit else ("", content)
-        if role == "doc":
-            return self.document(words, target, line)
-        if role == "term":
-            if (term := self.book.terms.get(" ".join(target.split()).lower())) is None:
-                raise self.error(line, f"the glossary has no term {target!r}")
-            return f"[{words or target}]({self.book.url(*term)})"
-        if role == "eq":
-            label = self.find(target, line, {"equation"})
-            return self.refer(label, f"({label.number})")
-        if role == "numref":
-            return self.numref(words, target, line)
-        if role in ("ref", "prf:ref"):
-            return self.ref(words, target, line, role)
-        raise self.error(line, f"no rule for the role {{{role}}}")
-
-    def find(self, target: str, line: int, kinds: set[str] | None = None) -> Label:
-        """The label that a reference means; of one of the kinds, where they are given."""
-        label = self.book.labels.get(target.strip().lower())
-        if label is None:
-            raise self.error(line, f"the book has no label {target!r}")
-        if kinds and label.kind not in kinds:
-            raise self.error(line, f"{target!r} labels {label.kind}, not {' or '.join(sorted(kinds))}")
-        return label
-
-    def refer(self, label: Label, words: str) -> str:
-        """Words that point to a label: a link into the book unless it stands on this page."""
-        if label.page != self.page.name:
-            return f"[{words}]({self.book.url(label.page, label.anchor)})"
-        return f"[{words}](#{label.anchor})" if label.kind in ("section", "target") else words
-
-    def numref(self, words: str, target: str, line: int) -> str:
-        label = self.find(target, line)
-        if not label.number or label.kind == "equation":
-            raise self.error(line, f"{target!r} is no figure, table, section or exercise with a number")
-        for placeholder, text in (("%s", label.number), ("{number}", label.number), ("{name}", label.title)):
-            words = words.replace(placeholder, text)
-        return self.refer(label, self.inline(words, line) or label.name)
-
-    def ref(self, words: str, target: str, line: int, role: str) -> str:
-        label = self.find(target, line)
-        numbered = label.kind not in ("section", "target", "figure", "table", "listing", "equation")
-        if role == "prf:ref" and (not numbered or label.kind == "exercise"):
-            raise self.error(line, f"{target!r} labels {label.kind}, not a theorem or the like")
-        title = label.name if numbered else self.inline(label.title, label.line)
-        if not words and (not title or label.kind == "equation"):
-            raise self.error(line, f"{target!r} has no title to show: write words, or use another role")
-        return self.refer(label, words or title)
-
-    def document(self, words: str, target: str, line: int) -> str:
-        name = self.resolve(target).removesuffix(".md")
-        if name not in self.book.pages:
-            raise self.error(line, f"the book has no page {name!r}")
-        page = self.book.pages[name]
-        return f"[{words or self.inline(page.title, line)}]({self.book.url(name)})"
-
-    def link(self, image: str, text: str, target: str, line: int) -> str:
-        """A Markdown link or picture; the ones inside the book lead to its pages."""
-        path, _, anchor = target.partition("#")
-        if image:
-            if not text:
-                raise self.error(line, f"the picture {target} has no alternative text")
-            return f"![{text}]({self.file(target, line, raw=True)})"
-        words = self.inline(text, line)
-        if re.match(r"^(https?|mailto):", target):
-            return f"[{words or target}]({target})"
-        name = self.resolve(path).removesuffix(".md") if path else self.page.name
-        if anchor and (name, anchor) in self.book.headings:
-            heading = self.book.headings[name, anchor]
-            words = words or self.inline(heading.title, line)
-            return f"[{words}]({self.book.url(name, heading.anchor)})"
-        if anchor and not path and anchor.lower() in self.book.labels:
-            return self.ref(words, anchor, line, "ref")
-        if not anchor and path.lower() in self.book.labels:
-            return self.ref(words, path, line, "ref")
-        if not anchor and name in self.book.pages:
-            return self.document(words, path, line)
-        if anchor:
-            raise self.error(line, f"the link to {target!r} leads to no heading and no label")
-        return f"[{words or target}]({self.file(target, line)})"
-
-    def resolve(self, target: str) -> str:
-        """A path in the repository from one that is relative to this page, or to the root with a slash."""
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.page.name), target)).lstrip("/")
-
-    def file(self, target: str, line: int, raw: bool = False) -> str:
-        """The address of a file of the repository; raw: of its bytes, for a picture."""
-        if re.match(r"^https?:", target):
-            return target
-        path = self.resolve(target)
-        if not (self.book.root / path).is_file():
-            raise self.error(line, f"the repository has no file {path!r}")
-        address = f"{self.book.repository}/blob/{self.book.branch}/{path}"
-        if raw:
-            address = address.replace("https://github.com/", "https://raw.githubusercontent.com/").replace("/blob/", "/", 1)
-        return address.replace(" ", "%20")
-
-    def cited(self) -> list[str]:
-        """The keys that this page cites."""
-        text = self.page.path.read_text(encoding="utf-8")
-        found = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
-        return sorted({key.strip() for keys in found for key in keys.split(",")})
-
 
 def quote(text: str) -> str:
     """Text as a block quotation; a display formula goes on one line, or its > signs would be read as TeX."""
-    text = re.sub(r"^([ \t]*)\$\$\n(.*?)\n\s*\$\$$", lambda m: f"{m[1]}$$ {' '.join(m[2].split())} $$", text, flags=re.M | re.S)
+    text = re.sub(
+        r"^([ \t]*)\$\$\n(.*?)\n\s*\$\$$", lambda m: f"{m[1]}$$ {' '.join(m[2].split())} $$", text, flags=re.M | re.S
+    )
     return "\n".join(f"> {row}".rstrip() for row in text.split("\n"))
 
 
