@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pooch
-import requests
 
 from . import io
 from ._validate import choice
@@ -145,7 +144,9 @@ def _from_cache_or_origin(source: Source) -> Path:
     cache = pooch.os_cache("smlmtut")
     try:
         path = pooch.retrieve(source.url, known_hash=f"sha256:{source.sha256}", fname=source.name, path=cache)
-    except requests.exceptions.RequestException as error:
+    except PermissionError:  # of the cache's folder; pooch says which
+        raise
+    except OSError as error:  # what requests raises is one
         raise ConnectionError(
             f"{source.name} could not be downloaded from {source.url} ({error}). Where there is no network, "
             f"put the file in a folder and name that folder in the environment variable {FOLDER_VARIABLE}."

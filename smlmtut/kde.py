@@ -9,13 +9,15 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ._validate import choice, finite, image_shape, positive, rank, whole
 from .psf import Emitters, pixel_integral
 
 Coordinate = TypeVar("Coordinate", float, np.ndarray, Tensor)
-ROWS_AT_ONCE = 4096  # localizations rendered at a time: bounds the memory of `render`
+REACH = 8  # a rendered Gaussian ends so many sd from its centre: 1.2e-15 lies beyond
+LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of `render`
 
 
 def to_super_resolved(position: Coordinate, factor: int = 4) -> Coordinate:
@@ -68,23 +70,23 @@ def kde(
 
 
 def render(
-    u: np.ndarray | Tensor,
-    v: np.ndarray | Tensor,
+    u: ArrayLike | Tensor,
+    v: ArrayLike | Tensor,
     shape: tuple[int, int],
     factor: int = 4,
-    sd: float | np.ndarray | Tensor | None = None,
+    sd: ArrayLike | Tensor | None = None,
 ) -> Tensor:
     """A table of localizations as a super-resolved image, each localization with mass 1.
 
     u, v: (N,) positions in camera pixels. shape: (H, W) of the camera frame; factor: pixels per camera pixel.
     sd: None, a histogram: each localization counts in the pixel it falls into; or a standard deviation in
         camera pixels, one for all or (N,): each is a Gaussian, integrated over the super-resolved pixels.
-    Returns (f·H, f·W) float64. The mass that falls outside the frame is not in the image: the image's sum
-    says how much is inside.
+    Returns (f·H, f·W) float64, in main memory. The mass that falls outside the frame is not in the image:
+    the image's sum says how much is inside.
     Raises ValueError where u, v or sd differ in length or are not finite, or sd is not positive.
     """
     height, width = (whole("factor", factor) * n for n in image_shape("shape", shape))
-    positions = [torch.as_tensor(np.asarray(x), dtype=torch.float64) for x in (u, v)]
+    positions = [_on_host(x) for x in (u, v)]
     for name, x in zip(("u", "v"), positions, strict=True):
         finite(name, rank(name, x, 1))
     if positions[0].shape != positions[1].shape:
@@ -95,17 +97,41 @@ def render(
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         flat = (row * width + column)[inside]
         return torch.bincount(flat, minlength=height * width).double().reshape(height, width)
-    spread = torch.as_tensor(np.asarray(positive("sd", sd)), dtype=torch.float64)
+    spread = _on_host(positive("sd", sd))
     if rank("sd", spread, 0, 1).ndim and spread.shape != columns.shape:
         raise ValueError(f"sd must be a number or have the length of u, {len(columns)}, got {len(spread)}")
     spread = (factor * spread).expand(columns.shape)
-    image = torch.zeros(height, width, dtype=torch.float64)
-    for start in range(0, len(columns), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        along_v = pixel_integral(rows[part], spread[part], height)  # (n, fH)
-        along_u = pixel_integral(columns[part], spread[part], width)  # (n, fW)
-        image += along_v.T @ along_u
-    return image
+    image = torch.zeros(height * width, dtype=torch.float64)
+    order = spread.argsort()
+    reach = ((REACH * spread[order]).ceil().long() + 1).clamp(max=max(height, width)).tolist()  # px, rising
+    start = 0
+    while start < len(order):
+        stop = min(len(order), start + LOCALIZATIONS_AT_ONCE)
+        stop = start + max(1, min(stop - start, PIXELS_AT_ONCE // (2 * reach[stop - 1] + 1) ** 2))
+        block, far = order[start:stop], reach[stop - 1]
+        row, along_v = _window(rows[block], spread[block], far, height)
+        column, along_u = _window(columns[block], spread[block], far, width)
+        flat = row[:, :, None] * width + column[:, None, :]  # (n, window, window)
+        image.index_add_(0, flat.flatten(), (along_v[:, :, None] * along_u[:, None, :]).flatten())
+        start = stop
+    return image.reshape(height, width)
+
+
+def _window(position: Tensor, sd: Tensor, reach: int, size: int) -> tuple[Tensor, Tensor]:
+    """Pixels around each position and the share of its Gaussian in each, 0 for pixels off the grid: (n, window)."""
+    # a centre off the grid is moved to its edge: the window still covers all of the grid that the Gaussian reaches
+    first = torch.floor(position + 0.5).clamp(0, size - 1).long() - reach
+    pixels = first[:, None] + torch.arange(2 * reach + 1)
+    share = pixel_integral(position - first, sd, 2 * reach + 1)
+    on_grid = (pixels >= 0) & (pixels < size)
+    return torch.where(on_grid, pixels, 0), torch.where(on_grid, share, 0.0)
+
+
+def _on_host(values: ArrayLike | Tensor) -> Tensor:
+    """Numbers of any kind, a table's column among them, as a float64 tensor in main memory."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().double()
+    return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
 def _kernel(position: Tensor, sigma: float, size: int) -> Tensor:

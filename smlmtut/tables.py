@@ -69,7 +69,7 @@ def write_localizations(
         that hold the table.
     Precision: .csv float64, a round trip changes u by less than 1e-12 (|u| + 1); .hdf5 float32 as Picasso
         has it, 6e-8 |u|. Equal u_sd and v_sd become one column of a .csv. One sigma becomes two equal
-        columns of an .hdf5, and one again when it is read.
+        columns of an .hdf5, and one again when it is read. Picasso itself leaves out rows with u < 0 or v < 0.
     A file that is there is replaced only when all is written.
     Raises ValueError for another suffix, a missing column, a frame that is not a whole number of at least 0,
     a position that is not finite, a pixel size that is not positive, a movie too small for the table, or text

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given
@@ -137,7 +138,19 @@ def test_rendering_conserves_the_number_of_localizations(points, sd):
 
 def test_rendering_in_blocks_changes_nothing(monkeypatch):
     rng = np.random.default_rng(3)
-    u, v = rng.uniform(0, 8, (2, 100))
-    whole = render(u, v, (8, 8), 2, 0.3)
-    monkeypatch.setattr("smlmtut.kde.ROWS_AT_ONCE", 7)
-    torch.testing.assert_close(render(u, v, (8, 8), 2, 0.3), whole, rtol=1e-12, atol=1e-14)
+    u, v = rng.uniform(-2, 10, (2, 100))
+    sd = 10 ** rng.uniform(-2, 1.5, 100)  # from far below a pixel to far above the frame
+    whole = render(u, v, (8, 7), 2, sd)
+    rows, columns = np.arange(17) / 2 - 0.5, np.arange(15) / 2 - 0.5
+    along_v, along_u = (np.diff(norm.cdf(e, x[:, None], sd[:, None])) for e, x in ((rows, v), (columns, u)))
+    np.testing.assert_allclose(whole, along_v.T @ along_u, rtol=0, atol=1e-12)
+    monkeypatch.setattr("smlmtut.kde.LOCALIZATIONS_AT_ONCE", 7)
+    monkeypatch.setattr("smlmtut.kde.PIXELS_AT_ONCE", 100)
+    torch.testing.assert_close(render(u, v, (8, 7), 2, sd), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_rendering_takes_the_columns_of_a_table():
+    table = pd.DataFrame({"u": [1, 2], "v": [3, 4], "u_sd": [0.1, 0.2]})
+    from_table = render(*(table[name] for name in ("u", "v")), shape=(6, 6), factor=2, sd=table["u_sd"])
+    u, v, sd = (torch.tensor(table[name].tolist(), dtype=torch.float64) for name in table)
+    assert torch.equal(from_table, render(u, v, (6, 6), 2, sd))

@@ -82,8 +82,8 @@ def test_a_frame_without_emitters_is_allowed():
 def test_frames_have_the_cameras_mean_and_variance(quantum_efficiency):
     rng = np.random.default_rng(0)
     gain, offset, variance = (rng.uniform(low, high, (5, 5)) for low, high in ((1, 3), (90, 110), (0, 30)))
-    maps = {"gain": gain, "offset": offset, "read_variance": variance}
-    camera = Camera(**{k: torch.from_numpy(m) for k, m in maps.items()}, quantum_efficiency=quantum_efficiency)
+    g, o, var = (torch.from_numpy(m) for m in (gain, offset, variance))
+    camera = Camera(g, o, var, quantum_efficiency)
     emitters = Emitters(*(torch.full((N, 1), x, dtype=torch.float64) for x in (2.2, 1.8, 300.0)))
     x = simulate.frames(emitters, PSF(1.0), camera, (5, 5), 4.0, generator(4)).numpy()
     electrons = quantum_efficiency * expected_photons(emitters, PSF(1.0), (5, 5), 4.0)[0].numpy()
