@@ -28,6 +28,8 @@ TAIL_DEPTH = 30.0  # the quadrature leaves out about exp(−30), 1e-13, of its i
 STEP_DEPTH = 25.0  # exponent of the step's error where its rough estimate in `_steps` holds
 AGREEMENT = 1e-4  # between a sum and its half; the error of a full sum is about the square of it
 NODES = 1 << 18  # quadrature nodes held at once
+DARK = 1e-150  # a derivative below it has no square: the pixel is too far away to be moved
+FAINTEST = 1e-290  # smallest rate of the quadrature, e-
 SINGULAR = 1e-13  # pivot, relative to the diagonal, below which a Cholesky factor is rounding noise
 
 
@@ -52,7 +54,7 @@ def exact_pixel_information(rate: float | Tensor, camera: Camera) -> Tensor:
     information = torch.where(v > 0, torch.expm1(1 / v), 1 / rate)
     noisy = (rate > 0) & (v > 0)
     if bool(noisy.any()):
-        information[noisy] = _integrate(rate[noisy], v[noisy])
+        information[noisy] = _integrate(rate[noisy].clamp(min=FAINTEST), v[noisy])
     return information
 
 
@@ -77,16 +79,17 @@ def fisher_information(gradient: Tensor, pixel_information: Tensor) -> Tensor:
     weight = pixel_information.to(g).expand(g.shape[0], *g.shape[-2:])
     if bool((torch.isnan(weight) | (weight < 0)).any()):
         raise ValueError("pixel_information must not be negative or NaN")
-    moved = (g != 0).any(1)  # (B, H, W)
+    moved = (g.abs() > DARK).any(1)  # (B, H, W)
     endless = (torch.isinf(weight) & moved).flatten(1).any(1)
     if bool(endless.any()):
         raise ValueError(
             f"pixel_information must be finite where a parameter moves a pixel, got inf in batch entry "
             f"{int(endless.nonzero()[0])}: a rate of 0 without read noise"
         )
-    half = g * torch.where(moved, weight, 0.0).sqrt()[:, None]  # (B, P, H, W)
-    half = half.flatten(2)
-    return half @ half.mT  # (B, P, P)
+    weight = torch.where(torch.isinf(weight), 0.0, weight)
+    half = (g * weight.sqrt()[:, None]).flatten(2)  # (B, P, H W)
+    information = half @ half.mT  # (B, P, P)
+    return (information + information.mT) / 2  # a matrix product is not symmetric to the last digit
 
 
 def bound(information: Tensor) -> Tensor:
@@ -237,7 +240,7 @@ def _rate_and_variance(rate: float | Tensor, camera: Camera) -> tuple[Tensor, Te
     rate = torch.as_tensor(non_negative("rate", rate), dtype=torch.float64)
     if rate.ndim >= 2:
         check_frame_size("rate", rate, camera)
-    variance = torch.as_tensor(camera.read_variance_electrons).to(rate)
+    variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float64, device=rate.device)
     if rate.ndim == 1 and variance.ndim == 2:
         raise ValueError(
             f"rate must be a number or (..., H, W) where the camera has maps, got shape {tuple(rate.shape)}"
