@@ -72,6 +72,7 @@ distclean: clean  ## remove the virtual environment too
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smlmtut needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time this takes some minutes."
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 

@@ -152,8 +152,8 @@ def small_book(tmp_path):
     shutil.copytree(ROOT / "tools", site / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     (site / "book" / "intro.md").write_text("# Home\n", encoding="utf-8")
     (site / "_config.yml").write_text((ROOT / "_config.yml").read_text(encoding="utf-8"), encoding="utf-8")
-    toc = {"format": "jb-book", "root": "book/intro"}
-    toc["chapters"] = [{"file": "notebooks/01_small"}, {"file": "book/claims"}, {"file": "book/setup"}]
+    pages = [{"file": page} for page in ("notebooks/01_small", "book/claims", "book/setup")]
+    toc = {"format": "jb-book", "root": "book/intro", "chapters": pages}
     (site / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
     return site
 

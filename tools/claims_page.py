@@ -66,7 +66,7 @@ def claims_by_chapter(app: Sphinx) -> dict[str, list[dict[str, Any]]]:
         source = root / f"{page}.md"
         if page.startswith("notebooks/") and source.exists():
             try:
-                record = cache.match_cache_notebook(jupytext.read(source))
+                record: Any = cache.match_cache_notebook(jupytext.read(source))
             except KeyError:
                 continue
             if claims := claims_of(cache.get_cache_bundle(record.pk).nb):
