@@ -40,7 +40,7 @@ class Fit:
     estimate: (B, P): u, v in pixels from the centre of the spot's pixel (0, 0); photons in photo-electrons;
         background in photo-electrons per pixel; sigma (if fitted) in pixels.
     sd: (B, P) claimed standard deviations, the Cramér–Rao bound at the estimate; inf where it does not exist.
-    deviance: (B,) 2 Σ [x' log(x'/ω') − (x' − ω')]; a pixel with x' ≤ 0 adds 2 (ω' − x' − x' log ω').
+    deviance: (B,) 2 Σ [x' log(x'/ω') − (x' − ω')]; a pixel with x' ≤ 0 adds 2 (ω' − x'), as likelihood.deviance.
     chi_square: (B,) Σ (x' − ω')²/ω', whose mean is the number of pixels minus P if the model holds.
     iterations: (B,) steps tried. converged: (B,) bool; the other rows are the best point found, not an estimate.
     """
@@ -56,9 +56,10 @@ class Fit:
     def __getattr__(self, name: str) -> Tensor:
         """fit.u, fit.photons, … and the claimed fit.u_sd, fit.photons_sd, …, each (B,)."""
         table, key = ("sd", name.removesuffix("_sd")) if name.endswith("_sd") else ("estimate", name)
-        if name.startswith("__") or key not in self.parameters:
-            raise AttributeError(f"Fit has no {name!r}; fitted parameters: {', '.join(self.parameters)}")
-        return getattr(self, table)[:, self.parameters.index(key)]
+        names = self.__dict__.get("parameters", ())  # absent while an instance is being unpickled
+        if key not in names:
+            raise AttributeError(f"Fit has no {name!r}; fitted parameters: {', '.join(names)}")
+        return getattr(self, table)[:, names.index(key)]
 
     def __len__(self) -> int:
         return self.estimate.shape[0]
@@ -96,7 +97,8 @@ def fit_spots(
         raise ValueError(f"spots must be float32 or float64 photo-electrons, got {spots.dtype}")
     if min(height, width) < 3:
         raise ValueError(f"spots must be at least 3 × 3 pixels, got {height} × {width}")
-    positive("sigma", sigma), positive("tolerance", tolerance)
+    positive("sigma", sigma)
+    positive("tolerance", tolerance)
     whole("max_iterations", max_iterations)
     device = torch.device(spots.device if device is None else device)
     chunk = whole("chunk", (8192 if device.type == "cpu" else 262144) if chunk is None else chunk)
@@ -120,7 +122,11 @@ def fit_spots(
             worst = x[impossible].min().item()
             raise ValueError(f"spots must not be negative where read_variance is 0, got {worst:g} photo-electrons")
         guess = finite("start", start[rows].to(x)) if start is not None else first_guess(x, sigma, fit_sigma)
-        _score_chunk(fit, first, x, var, guess, sigma, tolerance, max_iterations)
+        _fit_chunk(fit, first, x, var, guess, sigma, tolerance, max_iterations)
+        counts = x + var  # x'
+        if bool((counts < 0).any()):  # the search needs the term x' log ω' there, the deviance leaves it out
+            rate = _rate(fit.estimate[rows].to(x).T, _last(var, x), sigma)[0].permute(2, 0, 1)
+            fit.deviance[rows] += 2 * (counts.clamp(max=0) * rate.log()).sum((1, 2)).to(fit.deviance.device)
     return fit
 
 
@@ -130,37 +136,27 @@ def first_guess(spots: Tensor, sigma: float, fit_sigma: bool) -> Tensor:
     edge = torch.ones(height, width, dtype=torch.bool, device=spots.device)
     edge[1:-1, 1:-1] = False
     background = spots[:, edge].mean(1)  # (B,)
-    signal = (spots - background[:, None, None]).clamp(min=0)
+    excess = spots - background[:, None, None]
+    signal = excess.clamp(min=0)
     rows, columns = (torch.arange(n, dtype=spots.dtype, device=spots.device) for n in (height, width))
     total = signal.sum((1, 2)).clamp(min=torch.finfo(spots.dtype).tiny)
     u, v = signal.sum(1) @ columns / total, signal.sum(2) @ rows / total
-    photons = (spots - background[:, None, None]).sum((1, 2)).clamp(min=1.0)
-    guess = [u, v, photons, background.clamp(min=1e-3)] + ([torch.full_like(u, sigma)] if fit_sigma else [])
-    return torch.stack(guess, 1)
+    guess = [u, v, excess.sum((1, 2)).clamp(min=1.0), background.clamp(min=1e-3), torch.full_like(u, sigma)]
+    return torch.stack(guess[: 4 + fit_sigma], 1)
 
 
 def _empty(count: int, names: tuple[str, ...], like: Tensor) -> Fit:
-    table = like.new_zeros(count, len(names))
-    row = like.new_zeros(count)
-    whole_row = torch.zeros(count, dtype=torch.int32, device=like.device)
-    flags = torch.zeros(count, dtype=torch.bool, device=like.device)
-    return Fit(names, table, table.clone(), row, row.clone(), whole_row, flags)
+    zeros = lambda dtype, *more: torch.zeros(count, *more, dtype=dtype, device=like.device)  # noqa: E731
+    tables, rows = ([zeros(like.dtype, *shape) for _ in range(2)] for shape in ((len(names),), ()))
+    return Fit(names, *tables, *rows, zeros(torch.int32), zeros(torch.bool))
 
 
-def _score_chunk(
-    fit: Fit,
-    first: int,
-    spots: Tensor,
-    variance: Tensor,
-    guess: Tensor,
-    sigma: float,
-    tolerance: float,
-    steps: int,
+def _fit_chunk(
+    fit: Fit, first: int, spots: Tensor, variance: Tensor, guess: Tensor, sigma: float, tolerance: float, steps: int
 ) -> None:
     """Damped Fisher scoring on one chunk, whose rows of fit it fills. A spot leaves the loop when it is done."""
     height, width = spots.shape[1:]
-    var = variance.permute(1, 2, 0) if variance.ndim == 3 else variance.expand(height, width)[..., None]
-    var = var.contiguous()  # (h, w, B) or (h, w, 1)
+    var = _last(variance, spots)
     x = spots.permute(1, 2, 0) + var  # x' (h, w, B)
     low, high = _limits(var, height, width)
     low, high = low[: guess.shape[1]], high[: guess.shape[1]]  # (P, B) or (P, 1)
@@ -168,38 +164,47 @@ def _score_chunk(
     theta = guess.T.clamp(low, high)  # (P, B)
     state = (theta, *_evaluate(theta, x, var, sigma))
     damping = torch.zeros_like(theta[0])
+    total = x.abs().sum((0, 1))
     for iteration in range(steps + 1):
         theta, deviance, chi_square, score, information = state
         step, sd = _solve(information, score, damping)
         trial = (theta + step).clamp(low, high)
-        small = ((trial - theta).abs() <= tolerance * sd).all(0) & (damping == 0)  # (B,)
+        small = ((trial - theta).abs() * (1 + 10 * damping) <= tolerance * sd).all(0)  # (B,)
         done = small if iteration < steps else torch.ones_like(small)
+        left = slice(None)
         if bool(done.any()):
+            if bool((done & (damping > 0)).any()):
+                sd = _solve(information, score, torch.zeros_like(damping))[1]  # what is claimed is not damped
             inside = ((theta > low) & (theta < high))[[0, 1, 2, *range(4, len(theta))]].all(0)
             converged = small & inside & sd.isfinite().all(0)
             sd = torch.where(converged, sd, math.inf)
             rows = todo[done.to(todo.device)]
-            for target, value in zip(
-                (fit.estimate, fit.sd, fit.deviance, fit.chi_square, fit.converged),
-                (theta.T, sd.T, deviance, chi_square, converged),
-                strict=True,
-            ):
+            targets = (fit.estimate, fit.sd, fit.deviance, fit.chi_square, fit.converged)
+            for target, value in zip(targets, (theta.T, sd.T, deviance, chi_square, converged), strict=True):
                 target[rows] = value[done].to(target.device)
             fit.iterations[rows] = iteration
             if bool(done.all()):
                 return
             left = (~done).nonzero()[:, 0]
             todo = todo[left.to(todo.device)]
-            x, damping, trial = x[..., left], damping[left], trial[:, left]
+            x, damping, trial, total = x[..., left], damping[left], trial[:, left], total[left]
             state = tuple(t[..., left] for t in state)
             if var.shape[2] > 1:
                 var, low = var[..., left], low[:, left]
         new = (trial, *_evaluate(trial, x, var, sigma))
-        slack = 8 * torch.finfo(x.dtype).eps * state[1]  # rounding of the deviance
-        better = new[1] <= state[1] + slack
+        # rounding of the deviance: some eps Σ|x' − ω'| ≤ eps √(χ² Σω')
+        slack = 4 * torch.finfo(x.dtype).eps * (state[2] * total).sqrt()
+        gained, foreseen = state[1] - new[1] + slack, (step * score).sum(0)[left]  # of the deviance
+        better = gained >= 0
         state = tuple(torch.where(better, after, before) for after, before in zip(new, state, strict=True))
-        relaxed = torch.where(damping > 0.01, damping / 10, 0.0)
-        damping = torch.where(better, relaxed, (10 * damping).clamp(min=0.1))
+        damping = torch.where(gained > 0.7 * foreseen, torch.where(damping > 0.02, damping / 3, 0.0), damping)
+        damping = torch.where(gained < 0.5 * foreseen, (4 * damping).clamp(min=0.1), damping)
+
+
+def _last(variance: Tensor, spots: Tensor) -> Tensor:
+    """The read variance with the batch in the last dimension: (h, w, B) or (h, w, 1)."""
+    shared = variance.expand(spots.shape[1:])[..., None] if variance.ndim < 3 else variance.permute(1, 2, 0)
+    return shared.contiguous()
 
 
 def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -213,20 +218,18 @@ def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Deviance (B,), chi-square (B,), score (P, B) and Fisher information (P, P, B) at theta (P, B)."""
-    height, width, _ = x.shape
-    u, v, photons, background = theta[:4]
-    spread = theta[4] if len(theta) == 5 else torch.full_like(u, sigma)
-    columns, rows = (
-        _factors(u, spread, width),
-        _factors(v, spread, height),
-    )  # (4, w, B), (4, h, B): e, d, s, 1
-    rate = torch.addcmul(background + var, photons * rows[0][:, None], columns[0][None])  # ω' (h, w, B)
-    ratio, weight = x / rate, 1 / rate
+    """Deviance (B,), chi-square (B,), score (P, B) and Fisher information (P, P, B) at theta (P, B).
+
+    Where x' ≤ 0 the deviance here has the term −2 x' log ω', so that the score is its slope.
+    """
+    rate, columns, rows = _rate(theta, var, sigma)
+    photons = theta[2]
+    weight = 1 / rate
     residual = x - rate
-    deviance = 2 * (x * torch.log(torch.where(x > 0, ratio, weight)) - residual).sum((0, 1))
-    chi_square = (residual * residual * weight).sum((0, 1))
-    by_column = _sum_columns(ratio - 1, columns)  # (4, h, B)
+    excess = residual * weight  # x'/ω' − 1; log1p of it keeps digits that log(x'/ω') loses in bright pixels
+    deviance = 2 * (x * torch.log1p(torch.where(x > 0, excess, weight - 1)) - residual).sum((0, 1))
+    chi_square = (residual * excess).sum((0, 1))
+    by_column = _sum_columns(excess, columns)  # (4, h, B)
     pairs = torch.stack([columns[i] * columns[j] for i, j in _PAIRS])  # (10, w, B)
     weight_by_column = _sum_columns(weight, pairs)  # (10, h, B)
 
@@ -245,15 +248,25 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tens
     return deviance, chi_square, score * scale, information * scale * scale[:, None]
 
 
+def _rate(theta: Tensor, var: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """ω' (h, w, B), and the factors along a row (4, w, B) and a column (4, h, B): e, d, s, 1."""
+    u, v, photons, background = theta[:4]
+    spread = theta[4] if len(theta) == 5 else torch.full_like(u, sigma)
+    columns, rows = _factors(u, spread, var.shape[1]), _factors(v, spread, var.shape[0])
+    return torch.addcmul(background + var, photons * rows[0][:, None], columns[0][None]), columns, rows
+
+
 def _factors(position: Tensor, sigma: Tensor, size: int) -> Tensor:
     """Pixel integral of Eq. 11, its derivatives by position and sigma, and ones: (4, size, B)."""
     edges = torch.arange(size + 1, dtype=position.dtype, device=position.device)[:, None] - 0.5
     z = (edges - position) / sigma  # (size + 1, B)
     density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi) / sigma)
     moment = z * density
-    share = 0.5 * torch.erf(z * math.sqrt(0.5))
-    factors = [share.diff(dim=0), -density.diff(dim=0), -moment.diff(dim=0)]
-    return torch.stack([*factors, torch.ones_like(factors[0])])
+    tail = 0.5 * torch.special.erfc(z.abs() * math.sqrt(0.5))  # keeps its digits far from the emitter
+    beyond = torch.where(z > 0, -tail, tail)
+    share = beyond.diff(dim=0) + ((z[:-1] <= 0) & (z[1:] > 0))
+    factors = [share, -density.diff(dim=0), -moment.diff(dim=0)]
+    return torch.stack([*factors, torch.ones_like(share)])
 
 
 def _sum_columns(image: Tensor, factors: Tensor) -> Tensor:
