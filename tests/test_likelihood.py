@@ -73,6 +73,8 @@ def random_cells(count: int, seed: int) -> list[tuple[float, float, float, float
 
 CORNERS = [
     (100000.5, 1e5, 1.0, 0.0, 0.0025),  # between two whole numbers, read sd 0.05 e-
+    (100.0 + 2.17 * 100000.45, 1e5, 2.17, 100.0, (0.05 * 2.17) ** 2),  # z needs more digits than a float has
+    (0.1 + 0.3 * 70000.55, 7e4, 0.3, 0.1, (0.05 * 0.3) ** 2),
     (3.5, 1.0, 1.0, 0.0, 0.0025),
     (1e5, 1e5, 1.0, 0.0, 2500.0),
     (-5000.0, 1e5, 2.1, 100.0, 4.0),  # far below the offset
