@@ -38,7 +38,7 @@ def notation() -> list[list[str]]:
     """The cells of each row of the table of symbols."""
     text = (ROOT / "book" / "notation.md").read_text(encoding="utf-8").partition("## Symbols")[2]
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.replace("\\mid", ""))[1:-1]] for line in lines]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def resolve(name: str, argument: str | None = None) -> None:
