@@ -23,7 +23,7 @@ def mixture(
     tolerance: bound on the relative error of the sum. Memory beyond the results: a few blocks of TERMS.
     """
     flat = [t.reshape(-1).split(CELLS) for t in (z, rest, rate, v)]
-    parts = [_mixture(*block, tolerance) for block in zip(*flat, strict=True)]
+    parts = [_mixture(a, b, c, d, tolerance) for a, b, c, d in zip(*flat, strict=True)]
     log_density, excess = (torch.cat(part).reshape(z.shape) for part in zip(*parts, strict=True))
     return log_density, excess
 
