@@ -209,8 +209,8 @@ def _last(variance: Tensor, spots: Tensor) -> Tensor:
 
 def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Smallest and largest allowed value of every parameter, (5, B or 1) and (5, 1)."""
-    tiny = 1e-3  # photo-electrons: keeps ω' > 0 where there is no read noise
-    floor = torch.where(var.amin((0, 1)) > 2 * tiny, -var.amin((0, 1)) / 2, tiny)  # (B or 1,)
+    tiny, least = 1e-3, var.amin((0, 1))  # photo-electrons: keeps ω' > 0 where there is no read noise
+    floor = torch.where(least > 2 * tiny, -least / 2, tiny)  # (B or 1,)
     low = torch.stack([torch.full_like(floor, x) for x in (-1.0, -1.0, tiny, 0.0, 0.2)])
     low[3] = floor
     high = var.new_tensor([width, height, math.inf, math.inf, max(height, width)])[:, None]
@@ -222,8 +222,7 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tens
 
     Where x' ≤ 0 the deviance here has the term −2 x' log ω', so that the score is its slope.
     """
-    rate, columns, rows = _rate(theta, var, sigma)
-    photons = theta[2]
+    photons, (rate, columns, rows) = theta[2], _rate(theta, var, sigma)
     weight = 1 / rate
     residual = x - rate
     excess = residual * weight  # x'/ω' − 1; log1p of it keeps digits that log(x'/ω') loses in bright pixels
