@@ -142,6 +142,14 @@ def test_the_truncated_real_movie_is_refused_where_tifffile_shows_one_frame(tmp_
         io.read_movie(cut)
 
 
+def test_a_truncated_frame_after_an_intact_directory_is_refused(tmp_path):
+    path = tmp_path / "one.tif"
+    tifffile.imwrite(path, MOVIE[0])  # one frame: its pixels come last
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(io.TruncatedFile, match=r"one\.tif is truncated"):
+        io.read_movie(path)
+
+
 def test_missing_pixels_before_intact_directories_are_found(tmp_path):
     path = tmp_path / "hole.tif"
     tifffile.imwrite(path, MOVIE, compression="zlib", metadata=None)
