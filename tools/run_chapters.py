@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jupytext
@@ -68,32 +69,32 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     out.mkdir(parents=True, exist_ok=True)
-    raw, done = out / f"{source.stem}.in.ipynb", out / f"{source.stem}.ipynb"
-    nbformat.write(jupytext.read(source), raw)
     report, started = Report(source.stem, profile), time.perf_counter()
     bar: Any = {"desc": f"{source.stem:<24}", "leave": False} if progress else False
-    try:
-        papermill.execute_notebook(
-            raw,
-            done,
-            parameters={"profile": profile, "device": device},
-            cwd=source.parent,
-            kernel_name="python3",
-            progress_bar=bar,
-            start_timeout=120,
-            extra_arguments=["--log-level=CRITICAL"],  # else the kernel comments on its ports and its shutdown
-            execution_timeout=3600 if profile == "full" else 600,
-        )
-    except papermill.PapermillExecutionError as error:
-        trace = error.traceback or [f"{error.ename}: {error.evalue}"]
-        report.error = describe(source, error.source, "\n".join(trace))
-    except (CellTimeoutError, DeadKernelError) as error:
-        report.error = f"{source.name}: {type(error).__name__}: {error}"
-    finally:
-        raw.unlink()
-    report.seconds = time.perf_counter() - started
-    if done.exists():
-        read_results(report, nbformat.read(done, as_version=4))
+    with TemporaryDirectory(dir=out) as folder:
+        raw, done = Path(folder) / "in.ipynb", Path(folder) / "out.ipynb"
+        nbformat.write(jupytext.read(source), raw)
+        try:
+            papermill.execute_notebook(
+                raw,
+                done,
+                parameters={"profile": profile, "device": device},
+                cwd=source.parent,
+                kernel_name="python3",
+                progress_bar=bar,
+                start_timeout=120,
+                extra_arguments=["--log-level=CRITICAL"],  # else the kernel comments on ports and shutdown
+                execution_timeout=3600 if profile == "full" else 600,
+            )
+        except papermill.PapermillExecutionError as error:
+            trace = error.traceback or [f"{error.ename}: {error.evalue}"]
+            report.error = describe(source, error.source, "\n".join(trace))
+        except (CellTimeoutError, DeadKernelError) as error:
+            report.error = f"{source.name}: {type(error).__name__}: {error}"
+        report.seconds = time.perf_counter() - started
+        if done.exists():  # a failed run leaves its notebook too, up to the cell that failed
+            read_results(report, nbformat.read(done, as_version=4))
+            done.replace(out / f"{source.stem}.ipynb")
     return report
 
 
