@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tools import build_book, chapter_head, run_chapters
-from tools.contract import PARAMETERS
+from tools.contract import PARAMETERS, directives
 
 ROOT = run_chapters.ROOT
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -74,6 +74,14 @@ def test_notation_names_what_the_code_has(row):
 def test_notation_test_can_fail(name, argument):
     with pytest.raises(LookupError):
         resolve(name, argument)
+
+
+@pytest.mark.parametrize("source", run_chapters.chapters(), ids=lambda path: path.stem)
+def test_the_page_for_teachers_counts_the_exercises(source):
+    text = (ROOT / "book" / "teaching" / "index.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\|.*/{source.stem}` \|.*\|.*\| (\d+) \|", text, re.M)
+    names = [directive.name for directive in directives(source.read_text(encoding="utf-8"))]
+    assert row and int(row[1]) == names.count("exercise") + names.count("exercise-start")
 
 
 def test_one_address_of_the_repository():

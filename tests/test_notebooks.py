@@ -120,6 +120,7 @@ BROKEN = {
     "no time": ("Time: a minute", "Quick", "does not tell the time"),
     "no hardware": ("Hardware: any", "", "does not tell the hardware"),
     "no prerequisites": ("Prerequisites: none", "", "does not tell the prerequisites"),
+    "left open": ("Time: a minute", "Time: TODO", "left open: TODO"),
     "no reading": ("{cite}`someone2020`", "The paper", "cites nothing"),
     "no parameters": (":tags: [parameters]\n", "", "tagged parameters"),
     "other default": ('profile = "book"', 'profile = "full"', "tagged parameters"),

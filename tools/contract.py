@@ -34,6 +34,8 @@ def source_problems(text: str) -> list[str]:
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     found = [*header_problems(text), *start_problems(code), *section_problems(prose)]
     found += [*figure_problems(code), *exercise_problems(notebook)]
+    if left := re.search(r"\b(?:TODO|FIXME|XXX|RUNTIME)\b", text):
+        found.append(f"something is left open: {left[0]}")
     for cell in code:
         lines, first = len(cell.source.splitlines()), cell.source.strip().partition("\n")[0]
         if lines > LONGEST_CELL:
