@@ -86,6 +86,14 @@ RULES = {
         "{cite:p}`bayes1763, many1900`",
         "(Bayes and Price, 1763; [Plançk et al., 1900](https://example.org/radiation))",
     ),
+    "no author list, no year": (
+        "{cite:t}`nobody`\n\n```{bibliography}\n```",
+        "Anonymous (undated)\n\n- Anonymous: Work. (undated).",
+    ),
+    "and others": (
+        "{cite:t}`long1950`\n\n```{bibliography}\n```",
+        "Abel et al. (1950)\n\n- Abel N., Babel C. et al.: Long. *Acta* 3 (1950).",
+    ),
     "note": ("```{note}\nText.\n\n- item\n```", "> **Note**\n>\n> Text.\n>\n> - item"),
     "note with its text in the first line": ("```{note} First.\nSecond.\n```", "> **Note**\n>\n> First.\n>\n> Second."),
     "seealso": (":::{seealso}\nText.\n:::", "> **See also**\n>\n> Text."),
@@ -140,7 +148,7 @@ ERRORS = {
     "role": ("a\nb {glue}`x`", 2, r"no rule for the role {glue}"),
     "role in a caption": ("```{figure} ../book/box.svg\n:alt: x\n\na {foo}`x`\n```", 4, r"no rule for the role {foo}"),
     "citation role": ("{cite:x}`gauss1809`", 1, r"no rule for the role {cite:x}"),
-    "citation": ("{cite:t}`nobody`", 1, "no entry 'nobody'"),
+    "citation": ("{cite:t}`none`", 1, "no entry 'none'"),
     "equation": ("a\n\n{eq}`eq-none`", 3, "no label 'eq-none'"),
     "eq to a figure": ("{eq}`fig-box`", 1, "'fig-box' labels figure, not equation"),
     "numref": ("{numref}`fig-none`", 1, "no label 'fig-none'"),
@@ -256,3 +264,19 @@ def test_no_output_and_no_sphinx_syntax_is_left(book):
             else:
                 prose = cell.source.replace("``{eq}`x` ``", "")
                 assert not [mark for mark in left if mark in prose], cell.source
+
+
+def test_empty_lines_at_the_end_of_a_cell_do_not_matter(book):
+    assert convert(book, "```{code-cell} ipython3\nx = 1\n\n\n```\n").cells[-1].source == "x = 1"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("::::{note}\n```{code-cell} ipython3\nx = 1\n```\n::::", "no rule for the directive {code-cell}"),
+        ("- a\n\n  ```{code-cell} ipython3\n  x = 1\n  ```", "a code cell must not be indented"),
+    ],
+)
+def test_a_code_cell_that_papermill_would_not_see_is_an_error(book, body, message):
+    with pytest.raises(MystError, match=message):
+        convert(book, body)

@@ -47,10 +47,12 @@ class Citations:
         return persons
 
     def family(self, person: Any) -> str:
+        if str(person) == "others":
+            return "et al."
         return plain(" ".join([*person.prelast_names, *person.last_names, *person.lineage_names]))
 
     def year(self, key: str) -> str:
-        return self.entries[key].fields.get("year", "no year")
+        return self.entries[key].fields.get("year", "undated")
 
     def address(self, key: str) -> str:
         """Where the work is: its DOI, else its URL, else ""."""
@@ -72,8 +74,9 @@ class Citations:
         for person in self.persons(key):
             initials = " ".join(f"{plain(name)[0]}." for name in [*person.first_names, *person.middle_names])
             people.append(f"{self.family(person)} {initials}".strip())
+        names = ", ".join(people).replace(", et al.", " et al.")
         source = next((plain(fields[k]) for k in ("journal", "booktitle", "publisher", "school") if k in fields), "")
-        parts = [f"{', '.join(people)}: {plain(fields['title'])}."]
+        parts = [f"{names}: {plain(fields['title'])}."]
         parts += [f"*{source}*" + (f" {fields['volume']}" if "volume" in fields else "")] if source else []
         parts += [f"({self.year(key)})."]
         parts += [f"<{self.address(key)}>"] if self.address(key) else []

@@ -119,12 +119,16 @@ class Edition:
 
     def compare(self) -> None:
         """Make sure that the code is what jupytext, and so papermill and the book, reads."""
-        book = [cell.source for cell in jupytext.read(self.page.path).cells if cell.cell_type == "code"]
-        mine = [block.text for block in self.page.blocks if block.name == "code-cell"]
-        if book != mine:
-            raise MystError(
-                self.page.shown, 1, f"jupytext reads {len(book)} code cells, this tool {len(mine)}, or others"
+        theirs = [cell.source.strip("\n") for cell in jupytext.read(self.page.path).cells if cell.cell_type == "code"]
+        mine = [block for block in self.page.blocks if block.name == "code-cell"]
+        if len(theirs) != len(mine):
+            message = (
+                f"jupytext reads {len(theirs)} code cells, this tool {len(mine)}: one may stand inside a directive"
             )
+            raise MystError(self.page.shown, 1, message)
+        for source, block in zip(theirs, mine, strict=True):
+            if source != block.text:
+                raise MystError(self.page.shown, block.line, "jupytext reads another text in this code cell")
 
     def header(self) -> str:
         """Where this comes from, a link to the page and the Colab badge."""
