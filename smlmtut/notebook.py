@@ -47,7 +47,23 @@ class Claim:
             return f"at most {number(self.high)}{unit}"
         if math.isinf(self.high):
             return f"at least {number(self.low)}{unit}"
+        if self.digits > 4:
+            middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+            return f"{number(middle, self.digits)} ± {half:.2g}{unit}"
         return f"{number(self.low)} … {number(self.high)}{unit}"
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit, in as many digits as the range needs."""
+        return f"{number(self.value, self.digits)}{' ' + self.unit if self.unit else ''}"
+
+    @property
+    def digits(self) -> int:
+        """Significant digits that tell the ends of the range apart, at least 4."""
+        width, size = self.high - self.low, max(abs(self.low), abs(self.high))
+        if not 0 < width < math.inf:
+            return 4
+        return min(max(4, math.ceil(math.log10(size / width)) + 2), 16)
 
     @property
     def mark(self) -> str:
@@ -65,13 +81,13 @@ class Claim:
             "profile": self.profile,
             "enforced": self.enforced,
             "holds": self.holds,
-            "shown": f"{number(self.value)}{' ' + self.unit if self.unit else ''}",
+            "shown": self.shown,
             "allowed": self.allowed,
         }
 
     def __str__(self) -> str:
         """The row that a chapter shows, as plain text."""
-        return f"{self.mark} {self.name}: {self.as_json()['shown']} ({self._note})"
+        return f"{self.mark} {self.name}: {self.shown} ({self._note})"
 
     @property
     def _note(self) -> str:
@@ -79,8 +95,7 @@ class Claim:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         state = ("holds" if self.holds else "fails") if self.enforced else "unchecked"
-        shown = self.as_json()["shown"]
-        cells = {"mark": self.mark, "name": self.name, "value": shown, "range": self._note}
+        cells = {"mark": self.mark, "name": self.name, "value": self.shown, "range": self._note}
         parts = [f'<span class="claim-{key}">{html.escape(text)}</span>' for key, text in cells.items()]
         parts[2] = f"<b>{parts[2]}</b>"
         row = f'<div class="claim claim-{state}">{" ".join(parts)}</div>'
@@ -135,8 +150,7 @@ class Run:
         self.claims[name] = claim
         display(claim)
         if claim.enforced and not claim.holds:
-            shown = claim.as_json()["shown"]
-            raise ClaimError(f"{name}: {shown} is outside the allowed range ({claim.allowed})")
+            raise ClaimError(f"{name}: {claim.shown} is outside the allowed range ({claim.allowed})")
 
 
 def start(profile: str = "book", device: str = "auto", seed: int = 0) -> Run:
@@ -152,9 +166,9 @@ def start(profile: str = "book", device: str = "auto", seed: int = 0) -> Run:
     return run
 
 
-def number(value: float) -> str:
-    """A number with four significant digits, as rows and tables show it."""
-    return f"{value:.4g}"
+def number(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits, as rows and tables show it."""
+    return f"{value:.{digits}g}"
 
 
 def _device(name: str) -> torch.device:

@@ -130,6 +130,20 @@ def test_ranges_in_words(run, shown, low, high, words):
     json.dumps(claim, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown_value", "words"),
+    [
+        (1 + 2e-10, 1 - 1e-9, 1 + 1e-9, "1.0000000002", "1 ± 1e-09"),
+        (1000.2, 1000.1, 1000.3, "1000.2", "1000.2 ± 0.1"),
+        (0.0123456, 0.012, 0.013, "0.01235", "0.012 … 0.013"),
+        (0.0, -1e-12, 1e-12, "0", "-1e-12 … 1e-12"),
+    ],
+)
+def test_a_narrow_range_is_told_with_the_digits_it_needs(run, shown, value, low, high, shown_value, words):
+    run.check("x", value, low, high)
+    assert (recorded(shown)["shown"], recorded(shown)["allowed"]) == (shown_value, words)
+
+
 def test_outside_a_notebook_the_row_is_plain_text(run, capsys):
     run.check("ratio", 1.0, 0.5, 1.5)
     assert capsys.readouterr().out.endswith("✓ ratio: 1 (allowed 0.5 … 1.5)\n")

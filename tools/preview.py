@@ -1,6 +1,6 @@
 """Run one chapter if it changed and build it alone, with the book's front and back matter, for a look.
 
-References to other chapters stay unresolved and warnings are only shown: `make book` is what counts.
+References to other chapters stay unresolved and the chapter's warnings are only shown: `make book` counts.
 """
 
 import argparse
@@ -51,9 +51,11 @@ def main() -> int:
     executed = nbformat.read(run_chapters.BUILD / "executed" / args.profile / f"{source.stem}.ipynb", as_version=4)
     run_chapters.seed_cache(source, executed, site / "_build" / ".jupyter_cache")
     command = [sys.executable, "-c", build_book.CALL, "build", ".", "--all", "-q", "-n"]
-    code = subprocess.run(command, cwd=site, check=False).returncode
+    done = subprocess.run(command, cwd=site, check=False, capture_output=True, text=True)
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "notebooks/" in line or done.returncode]
+    print("\n".join(line for line in told if "WARNING" in line or done.returncode))
     print(site / "_build" / "html" / "notebooks" / f"{source.stem}.html")
-    return code
+    return done.returncode
 
 
 if __name__ == "__main__":
