@@ -52,7 +52,7 @@ def main() -> int:
     run_chapters.seed_cache(source, executed, site / "_build" / ".jupyter_cache")
     command = [sys.executable, "-c", build_book.CALL, "build", ".", "--all", "-q", "-n"]
     done = subprocess.run(command, cwd=site, check=False, capture_output=True, text=True)
-    told = [line for line in (done.stdout + done.stderr).splitlines() if "notebooks/" in line or done.returncode]
+    told = [line for line in (done.stdout + done.stderr).splitlines() if f"{source.name}:" in line or done.returncode]
     print("\n".join(line for line in told if "WARNING" in line or done.returncode))
     print(site / "_build" / "html" / "notebooks" / f"{source.stem}.html")
     return done.returncode
