@@ -151,6 +151,7 @@ ERRORS = {
     "citation": ("{cite:t}`none`", 1, "no entry 'none'"),
     "equation": ("a\n\n{eq}`eq-none`", 3, "no label 'eq-none'"),
     "eq to a figure": ("{eq}`fig-box`", 1, "'fig-box' labels figure, not equation"),
+    "numref to a section without number": ("{numref}`sec-deep`", 1, "no figure, table, section or exercise"),
     "numref": ("{numref}`fig-none`", 1, "no label 'fig-none'"),
     "numref to an equation": ("{numref}`eq-rate`", 1, "no figure, table, section or exercise"),
     "ref": ("{ref}`none`", 1, "no label 'none'"),

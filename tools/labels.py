@@ -50,6 +50,7 @@ class Page:
     name: str  # path in the book without suffix
     path: Path
     number: str
+    depth: int  # headings deeper than this have no number
     blocks: list[Block]
     labels: dict[int, Label] = field(default_factory=dict)  # by the line of the block
 
@@ -75,10 +76,10 @@ class Book:
         self.headings: dict[tuple[str, str], Label] = {}  # by page and slug
         self.terms: dict[str, tuple[str, str]] = {}  # term in lower case: page, anchor
         self._counters: dict[str, Counter[str]] = {}
-        for name, number in self._toc():
+        for name, number, depth in self._toc():
             path = root / f"{name}.md"
             if name not in self.pages and path.exists():
-                self.pages[name] = Page(name, path, number, read_page(path, f"{name}.md"))
+                self.pages[name] = Page(name, path, number, depth, read_page(path, f"{name}.md"))
         for page in self.pages.values():
             _Collector(self, page).collect()
 
@@ -119,24 +120,25 @@ class Book:
         counter[chapter] += 1
         return f"{chapter}.{counter[chapter]}" if chapter else str(counter[chapter])
 
-    def _toc(self) -> Iterator[tuple[str, str]]:
-        """(page, chapter number) in the order of the book, then the chapters that the book does not list yet."""
+    def _toc(self) -> Iterator[tuple[str, str, int]]:
+        """(page, chapter number, depth of numbers) in the book's order; then chapters that it does not list yet."""
         toc = yaml.safe_load((self.root / "_toc.yml").read_text(encoding="utf-8"))
         through, number = self.config.get("html", {}).get("use_multitoc_numbering", True), 0
-        yield toc["root"], ""
+        yield toc["root"], "", 0
         for part in toc.get("parts", [{**toc, **toc.get("options", {})}]):
-            number = number if through else 0
+            numbered = part.get("numbered", False)
+            number, depth = number if through else 0, 6 if numbered is True else int(numbered)
             for chapter in part.get("chapters", []):
-                number += bool(part.get("numbered"))
-                yield chapter["file"], str(number) if part.get("numbered") else ""
+                number += bool(numbered)
+                yield chapter["file"], str(number) if numbered else "", depth
                 for section in chapter.get("sections", []):
-                    if part.get("numbered"):
+                    if numbered:
                         raise ValueError(
                             f"_toc.yml: {section['file']}: pages below a numbered chapter are not supported"
                         )
-                    yield section["file"], ""
+                    yield section["file"], "", 0
         for path in sorted((self.root / "notebooks").glob("[0-9][0-9]_*.md")):
-            yield f"notebooks/{path.stem}", ""
+            yield f"notebooks/{path.stem}", "", 0
 
 
 class _Collector:
@@ -187,6 +189,7 @@ class _Collector:
             self.sections[block.level - 2] += 1
             self.sections[block.level - 1 :] = [0] * (7 - block.level)
             number = ".".join([number, *(str(n) for n in self.sections[: block.level - 1])])
+            number = number if block.level <= self.page.depth else ""
         text = re.sub(r"[`*]|\$[^$]*\$|\{[\w:]+\}", "", block.text)
         slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
         self.slugs[slug] += 1
