@@ -142,6 +142,7 @@ def _verified(path: Path, source: Source) -> Path:
 
 def _from_cache_or_origin(source: Source) -> Path:
     cache = pooch.os_cache("smlmtut")
+    pooch.get_logger().setLevel("WARNING")  # else it tells of a download on stderr, in the reader's page
     try:
         path = pooch.retrieve(source.url, known_hash=f"sha256:{source.sha256}", fname=source.name, path=cache)
     except PermissionError:  # of the cache's folder; pooch says which

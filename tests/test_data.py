@@ -70,6 +70,17 @@ def test_download_then_cache_without_network(toy, monkeypatch, tmp_path):
     assert data.fetch("toy.bin") == first
 
 
+def test_a_download_prints_nothing(toy, caplog):
+    # pooch tells of it on stderr, and a chapter that prints there fails the book
+    logger = data.pooch.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        data.fetch("toy.bin")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []
+
+
 def test_a_damaged_cache_is_fetched_again(toy, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "toy.bin").write_bytes(b"damaged")
