@@ -55,9 +55,10 @@ lint: $(DEV)  ## style, types, spelling, workflows, environment.yml
 	$(PY) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(PY) tools/environment.py --check
 
-format: $(DEV)  ## let ruff format the code
+format: $(DEV)  ## let ruff format the code, that of the chapters too
 	$(PY) -m ruff check --fix $(CODE)
 	$(PY) -m ruff format $(CODE)
+	$(PY) tools/format_chapters.py
 
 serve: book  ## build the book and serve it on http://localhost:8000 (PORT=8000)
 	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html

@@ -237,6 +237,11 @@ def test_a_first_comment_becomes_the_form_title(book):
     assert cell.source == "# @title Draw it\nx = 1"
 
 
+def test_a_folded_cell_that_draws_is_named_after_its_figure(book):
+    options = "---\ntags: [hide-input]\nmystnb:\n  figure:\n    name: fig-x\n    caption: A line.\n---\n"
+    assert convert(book, CELL.format(options=options)).cells[2].source == "# @title Code of Fig. 3.1\nx = 1"
+
+
 def test_figure_of_a_cell_has_its_caption_below(book):
     options = "---\nmystnb:\n  figure:\n    name: fig-x\n    caption: 'The {eq}`eq-front`.'\n---\n"
     cells = convert(book, CELL.format(options=options) + "\n{numref}`fig-x`").cells[2:]

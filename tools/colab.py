@@ -96,7 +96,7 @@ class Edition:
         if block.indent:
             raise MystError(self.page.shown, block.line, "a code cell must not be indented")
         if self.solution or HIDDEN & set(block.tags):
-            title = f"{self.solution}: code, double-click to read it" if self.solution else ""
+            title = f"{self.solution}: code, double-click to read it" if self.solution else self.code_of(block)
             source, metadata = titled(source, title), dict(FOLDED)
         if block.tags:
             metadata["tags"] = block.tags
@@ -106,6 +106,11 @@ class Edition:
             text = self.writer.inline(caption, block.line)
             self.pending.append(self.writer.caption(label, text) if label else text)
             self.flush()
+
+    def code_of(self, block: Block) -> str:
+        """Title of a folded cell that draws a figure; "" for another cell."""
+        label = self.page.labels.get(block.line)
+        return f"Code of {label.name}" if label and label.number else ""
 
     def flush(self) -> None:
         """Put the pending Markdown into a cell; inside a solution it is folded."""
