@@ -21,7 +21,9 @@ def find_spots(frames: Tensor, sigma: float = 1.0, threshold: float = 5.0, borde
     Raises ValueError for a value that is not finite, a wrong rank, or a frame smaller than twice the border.
     """
     rank("frames", finite("frames", frames), 3)
-    positive("sigma", sigma), positive("threshold", threshold), whole("border", border, 0)
+    positive("sigma", sigma)
+    positive("threshold", threshold)
+    whole("border", border, 0)
     if frames.shape[0] == 0 or min(frames.shape[1:]) <= 2 * border:
         raise ValueError(f"frames must hold frames larger than twice the border {border}, got {tuple(frames.shape)}")
     found = []
@@ -33,7 +35,7 @@ def find_spots(frames: Tensor, sigma: float = 1.0, threshold: float = 5.0, borde
             filtered,
             min_distance=max(1, round(sigma)),
             threshold_abs=max(threshold * noise, np.finfo(float).tiny),
-            exclude_border=border,
+            exclude_border=border,  # type: ignore[arg-type]  # its annotation knows only bool
         )
         found.append(np.column_stack([np.full(len(peaks), index), peaks]))
     return torch.from_numpy(np.concatenate(found).astype(np.int64))

@@ -1,5 +1,9 @@
 """Style, image helpers and the static slider: what a reader sees, and what a wrong call is told."""
 
+# matplotlib's annotations are wider than what it returns here:
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalSubscript=false
+
 import base64
 import io
 import json

@@ -18,7 +18,16 @@ FULL = ("u", "v", "photons", "background", "sigma")
 READ = 2.3  # photo-electrons², about 1.5 e- read noise
 
 
-def scene(count, photons=500.0, background=5.0, sigma=1.0, variance=0.0, shape=SHAPE, seed=0, spread=0.5):
+def scene(
+    count,
+    photons=500.0,
+    background=5.0,
+    sigma=1.0,
+    variance: float | torch.Tensor = 0.0,
+    shape=SHAPE,
+    seed=0,
+    spread=0.5,
+):
     """Spots (B, h, w) in photo-electrons with emitters about the centre, and their emitters."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.tensor([(shape[1] - 1) / 2, (shape[0] - 1) / 2], dtype=torch.float64)
