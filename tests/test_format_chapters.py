@@ -42,7 +42,7 @@ def test_only_the_code_of_cells_changes(tmp_path):
     path = tmp_path / "01_a.md"
     path.write_text(CHAPTER)
     assert format_chapter(path)
-    expected = CHAPTER.replace("import  torch\nx   =  [1,\n  2]\n", "import torch\nx = [1, 2]\n").replace(
+    expected = CHAPTER.replace("import  torch\nx   =  [1,\n  2]\n", "import torch\n\nx = [1, 2]\n").replace(
         "plot( x );", "plot(x);"
     )
     assert path.read_text() == expected
