@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import yaml
 
-PARAMETERS = 'profile = "book"   # "smoke", "book" or "full"\ndevice = "auto"    # "auto", "cpu", "cuda" or "mps"'
+PARAMETERS = 'profile = "book"  # "smoke", "book" or "full"\ndevice = "auto"  # "auto", "cpu", "cuda" or "mps"'
 SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exercises", "Further reading")
 LONGEST_CELL = 18  # lines
 DIRECTIVE = re.compile(r"^\s*(?:`{3,}|:{3,})\{([\w:-]+)\}\s*(.*)$")
