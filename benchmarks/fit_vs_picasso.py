@@ -19,6 +19,7 @@ from statistics import median
 
 import numpy as np
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads must not spin
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, PHOTONS, BACKGROUND, SIGMA = 11, 500.0, 5.0, 1.0
 PICASSO = {  # name: tolerance and iterations; None is Picasso's own default
