@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from selenium import webdriver
@@ -108,21 +109,35 @@ def start(profile: Path) -> webdriver.Chrome:
     return webdriver.Chrome(options=options, service=Service(executable_path=driver))
 
 
+def until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Wait until a condition holds; AssertionError if it never does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never true: {what}"
+        time.sleep(0.05)
+
+
 class Browser:
     """A page of the book in Chromium, light or dark, on a desktop or a phone."""
 
     def __init__(self, driver: webdriver.Chrome, address: str) -> None:
-        self.driver, self.address, self.width = driver, address, 0
+        self.driver, self.address = driver, address
+        self.shown, self.script = ("", 0, ""), ""
 
     def open(self, page: str, width: int = 1280, theme: str = "light") -> webdriver.Chrome:
-        """Load a page and wait until its formulas are set."""
+        """Load a page, unless it is the one that is open, and wait until its formulas are set."""
+        if self.shown == (page, width, theme):
+            return self.driver
+        self.shown = (page, width, theme)
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
         )
-        self.driver.get(f"{self.address}/{page}.html")
-        self.driver.execute_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
-        self.driver.get_log("browser")  # the theme complains where no mode is stored yet
+        if self.script:
+            self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": self.script})
+        stored = f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')"
+        added = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": stored})
+        self.script = added["identifier"]
         self.driver.get(f"{self.address}/{page}.html")
         self.wait("document.readyState == 'complete'")
         self.wait("!document.querySelector('script[src*=mathjax]') || window.MathJax && MathJax.startup.promise")
@@ -133,10 +148,7 @@ class Browser:
 
     def wait(self, condition: str, seconds: float = 20) -> None:
         """Wait until a JavaScript expression is true; AssertionError if it never is."""
-        end = time.monotonic() + seconds
-        while not self.driver.execute_script(f"return Boolean({condition})"):
-            assert time.monotonic() < end, f"never true: {condition}"
-            time.sleep(0.05)
+        until(lambda: self.driver.execute_script(f"return Boolean({condition})"), condition, seconds)
 
     def errors(self) -> list[str]:
         """Errors that the pages' own scripts and files caused since the last call."""
