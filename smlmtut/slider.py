@@ -156,6 +156,7 @@ class Slider:
             "LABEL": html.escape(self.label),
             "LAST": str(len(self.values) - 1),
             "INITIAL": str(self.initial),
+            "LONGEST": str(max(map(len, self.texts))),  # characters; else the control would change its width
             "TEXT": html.escape(self.texts[self.initial]),
             "CAPTION": f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else "",
             "DATA": json.dumps(script, ensure_ascii=True).replace("<", "\\u003c"),  # no </script> inside
@@ -200,7 +201,7 @@ _PAGE = """\
 .smlmtut-slider .control[hidden]{display:none}
 .smlmtut-slider input{flex:1 1 10rem;min-width:0;height:1.75rem;accent-color:#0072B2}
 .smlmtut-slider input:focus-visible{outline:2px solid currentColor;outline-offset:2px}
-.smlmtut-slider output{min-width:6ch;font-variant-numeric:tabular-nums;font-weight:600}
+.smlmtut-slider output{font-variant-numeric:tabular-nums;font-weight:600}
 @media print{.smlmtut-slider .control{display:none}}
 </style>
 <img src="%SRC%" alt="%ALT%" width="%WIDTH%" height="%HEIGHT%">
@@ -208,7 +209,7 @@ _PAGE = """\
 <label for="%ID%-input">%LABEL%</label>
 <input type="range" id="%ID%-input" min="0" max="%LAST%" step="1" value="%INITIAL%" \
 aria-valuetext="%TEXT%" autocomplete="off">
-<output for="%ID%-input">%TEXT%</output>
+<output for="%ID%-input" style="min-width:%LONGEST%ch">%TEXT%</output>
 </div>
 %CAPTION%
 <script>
