@@ -15,7 +15,6 @@ DEV   := $(VENV)/.ready-dev
 CODE  := smlmtut tools tests benchmarks
 
 export PYTHONUTF8 := 1
-export MPLBACKEND ?= agg
 
 .DEFAULT_GOAL := help
 .PHONY: help book preview notebooks test lint format colab colab-check browser serve clean distclean

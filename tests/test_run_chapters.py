@@ -147,3 +147,16 @@ def test_claims_are_read_and_a_name_that_stands_twice_is_an_error():
     twice = v.new_code_cell("again", outputs=[output])
     run_chapters.read_results(report, v.new_notebook(cells=[*cells, twice]))
     assert "these stand twice: ['ratio']" in report.error
+
+
+@kernel
+def test_a_figure_is_drawn_whatever_backend_the_shell_names(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")  # which would leave the notebook without pictures
+    source = project / "notebooks" / "01_one.md"
+    head = "```{code-cell} ipython3\n---\nmystnb:\n  figure:\n    caption: One line.\n    name: fig-one\n---\n"
+    draw = "import matplotlib.pyplot as plt\nplt.plot([0, 1]);\n```\n"
+    source.write_text(HEADER + "\n" + head + draw)
+    assert not run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out").error
+    source.write_text(HEADER + "\n" + head + "1 + 1\n```\n")
+    report = run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out")
+    assert "these figures have a caption but no picture: ['fig-one']" in report.error

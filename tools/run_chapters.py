@@ -68,6 +68,7 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    os.environ.pop("MPLBACKEND", None)  # the kernel must draw inline, whatever this process was told
     out.mkdir(parents=True, exist_ok=True)
     report, started = Report(source.stem, profile), time.perf_counter()
     bar: Any = {"desc": f"{source.stem:<24}", "leave": False} if progress else False
@@ -99,7 +100,10 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
 
 
 def read_results(report: Report, notebook: nbformat.NotebookNode) -> None:
-    """Fill in cell times and claims from an executed notebook; two claims of one name are an error."""
+    """Fill in cell times and claims from an executed notebook.
+
+    Two claims of one name are an error, and so is a cell with a caption that shows no picture.
+    """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             first = next((line for line in cell.source.splitlines() if line.strip()), "")
@@ -108,6 +112,15 @@ def read_results(report: Report, notebook: nbformat.NotebookNode) -> None:
     names = [claim["name"] for claim in report.claims]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         report.error += f"{report.chapter}: claims need names of their own, but these stand twice: {twice}"
+    if not report.error and (blank := blank_figures(notebook)):
+        report.error += f"{report.chapter}: these figures have a caption but no picture: {blank}"
+
+
+def blank_figures(notebook: nbformat.NotebookNode) -> list[str]:
+    """Names of the figures whose cell has no picture among its outputs."""
+    figures = [(c.metadata.get("mystnb", {}).get("figure"), c) for c in notebook.cells if c.cell_type == "code"]
+    shown = [any("image/png" in o.get("data", {}) for o in c.get("outputs", [])) for _, c in figures]
+    return [f.get("name", "without a name") for (f, _), png in zip(figures, shown, strict=True) if f and not png]
 
 
 def claims_of(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
