@@ -147,8 +147,7 @@ def first_guess(spots: Tensor, sigma: float, fit_sigma: bool) -> Tensor:
 
 def _empty(count: int, names: tuple[str, ...], like: Tensor) -> Fit:
     zeros = lambda dtype, *more: torch.zeros(count, *more, dtype=dtype, device=like.device)  # noqa: E731
-    tables, rows = ([zeros(like.dtype, *shape) for _ in range(2)] for shape in ((len(names),), ()))
-    (estimate, sd), (deviance, chi_square) = tables, rows
+    (estimate, sd), (deviance, chi_square) = ([zeros(like.dtype, *n) for _ in range(2)] for n in ((len(names),), ()))
     return Fit(names, estimate, sd, deviance, chi_square, zeros(torch.int32), zeros(torch.bool))
 
 
