@@ -4,7 +4,7 @@
 PYTHON  ?= python3
 PROFILE ?= book
 DEVICE  ?= auto
-JOBS    ?= 1
+JOBS    ?= 2
 PORT    ?= 8000
 CHAPTER ?= 01
 
@@ -23,7 +23,7 @@ export PYTHONUTF8 := 1
 help:  ## list the commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-book: $(READY)  ## run the chapters that changed, then build the book (PROFILE=book, JOBS=1)
+book: $(READY)  ## run the chapters that changed, then build the book (PROFILE=book, JOBS=2)
 	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --seed-cache
 	$(PY) tools/build_book.py
 

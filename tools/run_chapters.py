@@ -69,6 +69,7 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     os.environ.pop("MPLBACKEND", None)  # the kernel must draw inline, whatever this process was told
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not spin: ten times on a busy machine
     out.mkdir(parents=True, exist_ok=True)
     report, started = Report(source.stem, profile), time.perf_counter()
     bar: Any = {"desc": f"{source.stem:<24}", "leave": False} if progress else False
@@ -200,12 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="chapters, by the start of their file name; all if none")
     parser.add_argument("--profile", default="book", choices=["smoke", "book", "full"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--jobs", type=int, default=1, help="chapters at once, one thread each if above 1")
+    parser.add_argument("--jobs", type=int, default=1, help="chapters at once, which share the cores")
     parser.add_argument("--force", action="store_true", help="run unchanged chapters too")
     parser.add_argument("--seed-cache", action="store_true", help="put the outputs into Jupyter Book's cache")
     args = parser.parse_args(arguments)
     if args.jobs > 1:
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     sources, started = chapters(args.names), time.perf_counter()
     job = (args.profile, args.device, args.force, args.jobs == 1 and sys.stderr.isatty())
     reports: dict[str, Report] = {}
