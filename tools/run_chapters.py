@@ -21,6 +21,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "notebooks"
@@ -212,9 +213,12 @@ def main(arguments: list[str] | None = None) -> int:
     reports: dict[str, Report] = {}
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(run_if_changed, source, *job) for source in sources]):
+            running = [pool.submit(run_if_changed, source, *job) for source in sources]
+            bar = tqdm(as_completed(running), "chapters", len(running), leave=False, disable=not sys.stderr.isatty())
+            for future in bar:
                 reports[future.result().chapter] = future.result()
-                tell(future.result())
+                with bar.external_write_mode():
+                    tell(future.result())
     else:
         for source in sources:
             reports[source.stem] = run_if_changed(source, *job)
