@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from picasso_side import picasso_python, picasso_version
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads must not spin
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, PHOTONS, BACKGROUND, SIGMA = 11, 500.0, 5.0, 1.0
 PICASSO = {  # name: tolerance and iterations; None is Picasso's own default
     "Picasso, its defaults": (None, None),
@@ -52,20 +52,6 @@ def worker(spots_file: str) -> None:
         seconds, theta, states = fit(spots, start, order["tolerance"], order["iterations"])
         np.save(order["out"], np.column_stack([theta[:, 1], theta[:, 2], states == 0]))  # u, v, converged
         print(json.dumps({"seconds": seconds}), flush=True)
-
-
-def picasso_python(given: str | None) -> str:
-    """The interpreter of Picasso's environment, made under _build where none is given."""
-    if given:
-        return given
-    folder = ROOT / "_build" / "picasso"
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.exists():
-        print(f"making an environment for Picasso in {folder.relative_to(ROOT)}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    requirements = Path(__file__).with_name("requirements.txt")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-    return str(python)
 
 
 def simulate(count: int):
@@ -111,12 +97,7 @@ def main() -> None:
     from smlmtut.fit import fit_spots
 
     python = picasso_python(args.picasso)
-    version = subprocess.run(
-        [python, "-c", "from importlib.metadata import version; print(version('picassosr'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    version = picasso_version(python)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores)
     print(f"{args.count} spots, {cores} cores, torch {torch.__version__}, picassosr {version}", flush=True)
