@@ -16,7 +16,7 @@ class Camera:
     """An sCMOS camera: x = g · Poisson(ω) + o + Normal(0, var), then rounding and saturation.
 
     gain g: ADU per photo-electron; offset o: ADU; read_variance var: ADU². Each is a float or an (H, W) map
-        (a tensor or a numpy array).
+        (a tensor or a numpy array); or (B, H, W), a part of the sensor of its own for every frame of a batch.
     quantum_efficiency: photo-electrons per photon, in (0, 1].
     saturation: the largest ADU value the camera reports, or None.
     integer: whether raw values are rounded to whole ADU.
@@ -36,7 +36,7 @@ class Camera:
             if isinstance(value, np.ndarray):
                 value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
             if isinstance(value, Tensor):
-                rank(name, value, 0, 2)
+                rank(name, value, 0, 2, 3)
             object.__setattr__(self, name, value)
         positive("gain", self.gain)
         finite("offset", self.offset)
@@ -60,7 +60,7 @@ class Camera:
     def shape(self) -> tuple[int, int] | None:
         """(H, W) of the maps; None where all three are numbers, which serve any frame."""
         maps = list(self._maps().values())
-        return (maps[0].shape[0], maps[0].shape[1]) if maps else None
+        return (maps[0].shape[-2], maps[0].shape[-1]) if maps else None
 
     @property
     def read_variance_electrons(self) -> Value:
@@ -80,8 +80,29 @@ class Camera:
                 f"the crop of shape {(height, width)} at row {row}, column {column} "
                 f"must lie on the maps, whose shape is {full}"
             )
-        crops = {name: m[row : row + height, column : column + width] for name, m in self._maps().items()}
+        crops = {name: m[..., row : row + height, column : column + width] for name, m in self._maps().items()}
         return replace(self, **crops)
+
+    def crops(self, rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> "Camera":
+        """One part of the sensor of shape (H, W) for every frame of a batch, from its (row, column) on.
+
+        rows, columns: (B,) int64. Returns a camera whose maps are (B, H, W); numbers stay numbers.
+        Raises ValueError where a part does not lie on the maps, or the maps are a batch already.
+        """
+        height, width = image_shape("shape", shape)
+        maps = self._maps()
+        if any(m.ndim == 3 for m in maps.values()):
+            raise ValueError("crops needs the (H, W) maps of a whole sensor, got a batch of parts")
+        if maps:
+            full = next(iter(maps.values())).shape
+            for name, first, size, end in (("rows", rows, height, full[0]), ("columns", columns, width, full[1])):
+                if len(first) and not (int(first.min()) >= 0 and int(first.max()) + size <= end):
+                    raise ValueError(
+                        f"{name} must lie in [0, {end - size}], got {int(first.min())} to {int(first.max())}"
+                    )
+        down = rows[:, None, None] + torch.arange(height, device=rows.device)[:, None]  # (B, H, 1)
+        along = columns[:, None, None] + torch.arange(width, device=columns.device)  # (B, 1, W)
+        return replace(self, **{name: m[down, along] for name, m in maps.items()})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Camera":
         """The same camera with its maps on another device or in another floating-point type."""
@@ -91,7 +112,7 @@ class Camera:
 
     def _maps(self) -> dict[str, Tensor]:
         values = {name: getattr(self, name) for name in ("gain", "offset", "read_variance")}
-        return {name: m for name, m in values.items() if isinstance(m, Tensor) and m.ndim == 2}
+        return {name: m for name, m in values.items() if isinstance(m, Tensor) and m.ndim >= 2}
 
 
 def expose(rate: Tensor, camera: Camera, generator: torch.Generator | None = None) -> Tensor:

@@ -1,0 +1,307 @@
+"""The training loop: a generator over steps that can be stopped, killed, resumed and spread over processes.
+
+It knows no network and no data: `draw` gives a batch for a generator, `loss` a number for a batch. A step's data
+follow from (seed, step, shard) alone, so a run that was killed goes on with the same bits, and any number of
+processes that share the shards of the global batch follow the same path.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ._files import replacing
+from ._validate import between, choice, non_negative, positive, whole
+from .scenes import step_generator
+
+Batch = tuple[Tensor, ...]
+Draw = Callable[[int, torch.Generator], Batch]  # frames to draw, generator -> tensors with these many rows
+Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]  # network, batch, generator -> mean over the rows
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+CHECKPOINT, CURVE = "checkpoint.pt", "loss.csv"
+LOSS_SEED = 1 << 20  # the loss draws its random numbers (noise, noise levels) apart from the data
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast to train.
+
+    steps: in total. batch: frames a step, over all processes; shards: equal parts of the batch with a random
+        stream each (None: one for each process). learning_rate: the highest one, reached after `warmup` steps
+        and then lowered along a cosine to `final` times it. clip: largest norm of the gradient.
+    ema: decay of the weights' running mean in steps, ramped up from 0. seed: of the weights and of all data.
+    precision: "auto" takes what `best_precision` finds. checkpoint_every, log_every: steps.
+    Raises ValueError for a value out of its range, or a batch that the shards do not divide.
+    """
+
+    steps: int
+    batch: int = 8
+    shards: int | None = None
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    final: float = 0.01
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    precision: str = "auto"
+    checkpoint_every: int = 500
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every", "log_every"):
+            whole(name, getattr(self, name))
+        for name in ("warmup", "seed"):
+            whole(name, getattr(self, name), 0)
+        if self.shards is not None and self.batch % whole("shards", self.shards):
+            raise ValueError(f"shards must divide the batch {self.batch}, got {self.shards}")
+        positive("learning_rate", self.learning_rate)
+        positive("clip", self.clip)
+        non_negative("weight_decay", self.weight_decay)
+        between("final", self.final, 0, 1)
+        between("ema", self.ema, 0, 1)
+        choice("precision", self.precision, PRECISIONS)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, …: linear warm-up, then half a cosine."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
+
+
+@dataclass(frozen=True)
+class State:
+    """A step that was done: its number from 1 on, loss, learning rate and gradient's norm before clipping.
+
+    samples_per_second and seconds_left: from this session's own steps. average: the network with averaged
+    weights (EMA), the one to use; it changes with the next step.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    samples_per_second: float
+    seconds_left: float
+    average: nn.Module
+
+
+class CheckpointMismatch(ValueError):
+    """A folder that holds a run of other settings or of another network."""
+
+
+def train(
+    network: nn.Module,
+    draw: Draw,
+    loss: Loss,
+    settings: Settings,
+    folder: str | Path | None = None,
+    device: str | torch.device = "auto",
+) -> Iterator[State]:
+    """Train, and yield the state after every step.
+
+    network: trained in place. draw, loss: see their types above; both get a generator on the device.
+    folder: where checkpoint.pt and loss.csv are kept; a run found there goes on where it was, bit by bit on the
+        CPU with the same number of threads. A generator that is closed early leaves a checkpoint of its last step.
+    device: "auto": what accelerate finds; "cpu": not a GPU even where there is one.
+    Under `accelerate launch` each process draws its own shards, and gradients are averaged over them.
+    Raises CheckpointMismatch (a ValueError) where the folder's run had other settings or another network,
+    ValueError where the processes do not divide the shards, FloatingPointError where the loss is not finite.
+    """
+    accelerator = _accelerator(device, settings.precision)
+    shards = settings.shards or accelerator.num_processes
+    if shards % accelerator.num_processes or settings.batch % shards:
+        raise ValueError(
+            f"shards must be a multiple of the {accelerator.num_processes} processes and divide the batch "
+            f"{settings.batch}, got {shards}"
+        )
+    own = range(accelerator.process_index, shards, accelerator.num_processes)
+    network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
+    run = _Run(accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None)
+    model, optimizer = accelerator.prepare(network, optimizer)
+    done = run.resume()
+    first, began = done, time.perf_counter()
+    try:
+        while done < settings.steps:
+            batch, chance = _batch(draw, settings, shards, own, done, accelerator.device)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(done)
+            with accelerator.autocast():
+                value = loss(model, batch, chance)
+            accelerator.backward(value)
+            norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), settings.clip)).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            update_average(average, network, min(settings.ema, (done + 1) / (done + 10)))
+            number = torch.as_tensor(accelerator.reduce(value.detach().float(), "mean")).item()
+            if not math.isfinite(number):
+                raise FloatingPointError(f"the loss of step {done + 1} is {number}: lower learning_rate or precision")
+            done += 1
+            run.note(done, number, norm)
+            speed = (done - first) / (time.perf_counter() - began)  # steps a second
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                run.save(done)
+            left = (settings.steps - done) / speed
+            yield State(
+                done, number, settings.rate(done - 1), norm, speed * settings.batch, left, average
+            )  # fmt: skip
+    finally:
+        run.save(done)  # does nothing where that step is saved
+
+
+def follow(states: Iterator[State], settings: Settings, title: str = "training") -> Iterator[State]:
+    """Pass the states on and show a progress bar: loss, samples a second, time left."""
+    bar = tqdm(total=settings.steps * settings.batch, unit="frame", desc=title, smoothing=0.05)
+    smooth = None
+    with bar:
+        for state in states:
+            bar.initial = bar.initial or (state.step - 1) * settings.batch
+            bar.update(state.step * settings.batch - max(bar.n, bar.initial))
+            smooth = state.loss if smooth is None else smooth + (state.loss - smooth) / 50
+            bar.set_postfix(loss=f"{smooth:.3g}", refresh=False)
+            yield state
+
+
+def best_precision(device: torch.device) -> str:
+    """ "bf16", "fp16" or "no": the autocast that pays on this hardware.
+
+    bf16 on CPUs with matrix units for it (elsewhere it is emulated, ten times slower than float32) and on GPUs
+    that have it; fp16, whose losses must be scaled, on older GPUs (T4); none on Apple's.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # no public question exists
+        return "bf16"
+    return "no"
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Running mean of the weights: average ← decay · average + (1 − decay) · network; buffers are copied."""
+    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+        kept.lerp_(new.detach(), 1 - decay)
+    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def read_curve(folder: str | Path) -> dict[str, list[float]]:
+    """The loss curve of a run: columns step, loss (mean since the row before), gradient_norm, learning_rate."""
+    with open(Path(folder) / CURVE) as file:
+        names, *rows = (line.strip().split(",") for line in file)
+    return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}
+
+
+@dataclass
+class _Run:
+    """What a checkpoint holds, and the rows of the loss curve since the last one."""
+
+    accelerator: Accelerator
+    settings: Settings
+    shards: int
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    folder: Path | None
+    saved: int = 0
+
+    def __post_init__(self) -> None:
+        self.curve: list[tuple[int, float, float, float]] = []
+        self.pending: list[tuple[float, float]] = []
+
+    def note(self, step: int, loss: float, norm: float) -> None:
+        self.pending.append((loss, norm))
+        if step % self.settings.log_every == 0 or step == self.settings.steps:
+            means = [sum(column) / len(self.pending) for column in zip(*self.pending, strict=True)]
+            self.curve.append((step, means[0], means[1], self.settings.rate(step - 1)))
+            self.pending = []
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change in a run that goes on."""
+        kept = {f.name for f in fields(Settings)} - {"checkpoint_every", "precision"}
+        numbers = {name: value for name, value in asdict(self.settings).items() if name in kept}
+        shapes = {name: list(p.shape) for name, p in self.network.state_dict().items()}
+        return numbers | {"shards": self.shards, "mixed": self.accelerator.mixed_precision, "shapes": shapes}
+
+    def save(self, step: int) -> None:
+        if self.folder is None or step == self.saved or not self.accelerator.is_main_process:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scaler = self.accelerator.scaler
+        content = {
+            "step": step,
+            "identity": self.identity(),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "torch_rng": torch.get_rng_state(),
+            "curve": self.curve,
+            "pending": self.pending,
+        }
+        with replacing(self.folder / CHECKPOINT) as path:
+            torch.save(content, path)
+        with replacing(self.folder / CURVE) as path, open(path, "w") as file:
+            file.write("step,loss,gradient_norm,learning_rate\n")
+            file.writelines(f"{s},{a:.9g},{n:.9g},{r:.9g}\n" for s, a, n, r in self.curve)
+        self.saved = step
+
+    def resume(self) -> int:
+        """Take up the folder's run; returns the steps that are done."""
+        found = self.folder is not None and (self.folder / CHECKPOINT).exists()
+        found = broadcast_object_list([found])[0] if self.accelerator.num_processes > 1 else found
+        if not found:
+            return 0
+        assert self.folder is not None
+        for left in self.folder.glob(f".{CHECKPOINT}.*.part") if self.accelerator.is_main_process else ():
+            left.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        # on the CPU first: the optimizer's step counters stay there, all else is copied to its place
+        content = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        before, now = content["identity"], self.identity()
+        other = [name for name in now if before.get(name) != now[name]]
+        if other:
+            shown = ", ".join(
+                name if name == "shapes" else f"{name} {before.get(name)} → {now[name]}" for name in other
+            )
+            raise CheckpointMismatch(f"folder {self.folder} holds a run with other settings or network: {shown}")
+        self.network.load_state_dict(content["network"])
+        self.average.load_state_dict(content["average"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(content["torch_rng"])
+        self.curve = [tuple(row) for row in content["curve"]]  # type: ignore[misc]
+        self.pending = [tuple(row) for row in content["pending"]]  # type: ignore[misc]
+        self.saved = content["step"]
+        return self.saved
+
+
+def _batch(
+    draw: Draw, settings: Settings, shards: int, own: range, step: int, device: torch.device
+) -> tuple[Batch, torch.Generator]:
+    """This process's part of a step's batch, shard by shard, and a generator for the loss."""
+    parts = [draw(settings.batch // shards, step_generator(settings.seed, step, shard, device)) for shard in own]
+    chance = step_generator(settings.seed, step, LOSS_SEED + own.start, device)
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)), chance
+
+
+def _accelerator(device: str | torch.device, precision: str) -> Accelerator:
+    only_cpu = str(device) == "cpu"
+    if precision == "auto":
+        kind = "cpu" if only_cpu or not torch.cuda.is_available() else "cuda"
+        precision = best_precision(torch.device(kind))
+    return Accelerator(mixed_precision=precision, cpu=only_cpu)
