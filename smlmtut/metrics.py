@@ -214,15 +214,23 @@ def _neighbours(found: NDArray, truth: NDArray, reach: float) -> tuple[NDArray, 
     return near["i"].astype(np.int64), near["j"].astype(np.int64)
 
 
-def _greedy(i: NDArray, j: NDArray, distance: NDArray) -> list[int]:
-    """Which of the possible pairs are taken; they come sorted by distance."""
-    taken, used_i, used_j = [], set(), set()
-    for row, (a, b) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
-        if a not in used_i and b not in used_j:
-            taken.append(row)
-            used_i.add(a)
-            used_j.add(b)
-    return taken
+def _greedy(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:
+    """Which of the possible pairs are taken; they come sorted by distance.
+
+    A pair that is the nearest left for both its ends is one that greedy pairing takes, whatever happens elsewhere:
+    all such pairs are taken at once, what shares an end with them is struck out, and so on until none is left.
+    """
+    nearest_i, nearest_j = (np.zeros(x.max(initial=0) + 1, np.int64) for x in (i, j))
+    free_i, free_j = (np.ones(len(x), bool) for x in (nearest_i, nearest_j))
+    left, taken = np.arange(len(i)), [np.zeros(0, np.int64)]
+    while len(left):
+        nearest_i[i[left[::-1]]] = left[::-1]  # of several values for one place the last stays: the nearest
+        nearest_j[j[left[::-1]]] = left[::-1]
+        pairs = left[(nearest_i[i[left]] == left) & (nearest_j[j[left]] == left)]
+        free_i[i[pairs]] = free_j[j[pairs]] = False
+        left = left[free_i[i[left]] & free_j[j[left]]]
+        taken.append(pairs)
+    return np.sort(np.concatenate(taken))
 
 
 def _optimal(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:

@@ -52,7 +52,7 @@ def deepstorm_2d(scene: Scene, settings: Settings | None = None, **architecture)
     return Recipe(network, draw_frames(scene, FRAME, shape.factor, shape.sigma), squared_error, settings or SHIPPED)
 
 
-SHIPPED = Settings(steps=17_000, batch=8, learning_rate=2e-3, warmup=200, ema=0.999, clip=20.0, seed=2026)
+SHIPPED = Settings(steps=13_000, batch=8, learning_rate=2e-3, warmup=200, ema=0.999, clip=20.0, seed=2026)
 
 
 def draw_frames(scene: Scene, shape: tuple[int, int], factor: int, sigma: float) -> Draw:
