@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--picasso", help="Python interpreter of an environment with picassosr")
     parser.add_argument("--weights", default="deepstorm-2d", help="name or file of the network, or none")
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES, help="emitters per µm²")
-    parser.add_argument("--frames", type=int, default=400, help="frames that are scored, at each density")
+    parser.add_argument("--frames", type=int, default=500, help="frames that are scored, at each density")
     parser.add_argument("--practice", type=int, default=100, help="other frames, to choose the settings by")
     parser.add_argument("--json", type=Path, help="where to write the table, too")
     args = parser.parse_args()

@@ -89,6 +89,15 @@ def test_the_optimum_minimizes_squares_not_distances():
     assert listed(pair(found, truth, PIXEL)) == [(1, 0), (0, 1)]
 
 
+@pytest.mark.parametrize("count", [2, 5, 30])
+def test_one_more_pair_is_worth_any_distance(count):
+    """Found at 0, 2.5, …, truth at 2.5, 5, …: n − 1 pairs at no distance, or n with every one at the tolerance."""
+    steps = np.arange(count)
+    found, truth = Points(0 * steps, 2.5 * steps, 0 * steps), Points(0 * steps, 2.5 * (steps + 1), 0 * steps)
+    assert len(pair(found, truth, PIXEL)) == count - 1
+    assert sorted(listed(pair(found, truth, PIXEL, assignment="optimal"))) == [(k, k) for k in range(count)]
+
+
 def test_a_pair_is_within_one_frame():
     found, truth = points((0, 5, 5), (2, 5, 5), (-3, 1, 1)), points((1, 5, 5), (2, 5.5, 5), (-3, 1, 1), (10**12, 5, 5))
     for assignment in ("greedy", "optimal"):
