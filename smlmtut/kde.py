@@ -1,22 +1,25 @@
-"""Kernel density estimates: the image of the emitters on a finer grid, and a table rendered as one.
+"""Kernel density estimates: the image of the emitters on a finer grid, its peaks, and a table rendered as one.
 
 Camera pixel coordinate u and super-resolved index s belong together by s = f (u + 1/2) − 1/2: the f·f
 super-resolved pixels tile the camera pixel, and in both grids a whole number is the centre of a pixel.
 """
 
 import math
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ._validate import choice, finite, image_shape, positive, rank, whole
+from ._validate import choice, finite, image_shape, non_negative, positive, rank, whole
 from .psf import Emitters, pixel_integral
 
 Coordinate = TypeVar("Coordinate", float, np.ndarray, Tensor)
 REACH = 8  # a rendered Gaussian ends so many sd from its centre: 1.2e-15 lies beyond
+MASS_REACH = 4  # super-resolved pixels about a peak whose mass is counted as its own
 LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of `render`
 
 
@@ -67,6 +70,92 @@ def kde(
     along_u = _kernel(to_super_resolved(emitters.u, factor), sigma, factor * width)  # (B, E, fW)
     along_v = _kernel(to_super_resolved(emitters.v, factor), sigma, factor * height)  # (B, E, fH)
     return torch.einsum("be,beh,bew->bhw", weight, along_v, along_u)[:, None]  # (B, 1, fH, fW)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Local maxima of a batch of KDEs, frame by frame.
+
+    frame: (K,) int64; u, v: (K,) camera pixels; height: (K,) of the KDE at the maximum's pixel; mass: (K,) KDE
+        summed about the maximum in units of one kernel's, so 1 for one emitter and about 2 for two in one blob.
+    """
+
+    frame: Tensor
+    u: Tensor
+    v: Tensor
+    height: Tensor
+    mass: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def to_coordinates(
+    y: Tensor, factor: int = 4, sigma: float = 1.0, threshold: float = 0.25, min_mass: float = 0.0
+) -> Peaks:
+    """Positions of the emitters that a KDE, or an estimate of one, shows.
+
+    Every local maximum among its eight neighbours above the threshold is one. Its position is refined by the
+    Gaussian through the sums of the three columns (for u) and of the three rows (for v) about it: exact for a
+    lone Gaussian blob of any width. A pixel's mass belongs to the nearest maximum, at most 4 pixels away.
+
+    y: (B, 1, f·H, f·W), kernels of peak 1 and sd sigma (super-resolved pixels). threshold: lowest height;
+    min_mass: lowest mass. Raises ValueError for a value that is not finite, a wrong shape or a negative limit.
+    """
+    if rank("y", finite("y", y), 4).shape[1] != 1:
+        raise ValueError(f"y must have shape (B, 1, f·H, f·W), got {tuple(y.shape)}")
+    positive("sigma", sigma)
+    non_negative("threshold", threshold)
+    non_negative("min_mass", min_mass)
+    y = y.detach()[:, 0]  # (B, h, w)
+    highest = (F.max_pool2d(y[:, None], 3, stride=1, padding=1)[:, 0] == y) & (y > threshold)
+    frame, row, column = highest.nonzero().T
+    steps = torch.arange(3, device=y.device)
+    patch = F.pad(y[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]  # (B, h + 2, w + 2)
+    patch = patch[frame[:, None, None], (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]]
+    # of two equal neighbours only the first is a maximum; on the border, what lies outside repeats the edge
+    first = (patch[:, 0] < patch[:, 1, 1, None]) | ~_inside(row - 1, column[:, None] + steps - 1, y.shape)
+    left = (patch[:, 1, 0] < patch[:, 1, 1]) | (column == 0)
+    kept = first.all(1) & left
+    frame, row, column, patch = (x[kept] for x in (frame, row, column, patch))
+    u = to_camera(column + _vertex(patch.sum(1)), factor)
+    v = to_camera(row + _vertex(patch.sum(2)), factor)
+    mass = _mass(y, frame, row, column) / (2 * math.pi * sigma**2)
+    kept = mass >= min_mass
+    heavy = mass >= min_mass
+    return Peaks(*(x[heavy] for x in (frame, u, v, y[frame, row, column], mass)))
+
+
+def _inside(row: Tensor, column: Tensor, shape: torch.Size) -> Tensor:
+    """Whether a pixel lies on a grid of shape (..., h, w)."""
+    row = row if row.ndim == column.ndim else row[:, None]
+    return (row >= 0) & (row < shape[-2]) & (column >= 0) & (column < shape[-1])
+
+
+def _vertex(three: Tensor) -> Tensor:
+    """Centre of the Gaussian through three equally spaced values (K, 3), in steps from the middle one: (K,)."""
+    low, middle, high = three.clamp(min=torch.finfo(three.dtype).tiny).log().unbind(-1)
+    bend = low - 2 * middle + high
+    return torch.where(bend < 0, (low - high) / (2 * bend).clamp(max=-1e-12), 0.0).clamp(-0.5, 0.5)
+
+
+def _mass(y: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Sum of y over the pixels that are nearer to each maximum than to the others and not too far: (K,)."""
+    height, width = y.shape[1:]
+    steps = torch.arange(-MASS_REACH, MASS_REACH + 1, device=y.device)
+    dy, dx = (d.flatten() for d in torch.meshgrid(steps, steps, indexing="ij"))
+    disc = dy**2 + dx**2 <= MASS_REACH**2
+    rows, columns = row[:, None] + dy[disc], column[:, None] + dx[disc]  # (K, M)
+    distance = (dy**2 + dx**2)[disc].expand(rows.shape)
+    inside = _inside(rows, columns, y.shape)
+    pixel = ((frame[:, None] * height + rows) * width + columns).clamp(0, y.numel() - 1)
+    # one number that orders by distance first and by maximum second: ties have one winner
+    order = distance * len(row) + torch.arange(len(row), device=y.device)[:, None]
+    order = torch.where(inside, order, torch.iinfo(torch.int64).max)
+    nearest = torch.full((y.numel(),), torch.iinfo(torch.int64).max, device=y.device)
+    nearest.scatter_reduce_(0, pixel.flatten(), order.flatten(), "amin")
+    own = inside & (nearest[pixel] == order)
+    return torch.where(own, y.flatten()[pixel], 0.0).sum(1)
 
 
 def render(
