@@ -34,7 +34,7 @@ CAMERA = Camera(GAIN, OFFSET, READ_VARIANCE, saturation=65535, integer=True)
 DENSITIES = (0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)  # per µm²
 BOXES, FITS = (3, 5, 7, 9), ("gaussmle-spherical", "gausslq-spherical")  # of Picasso
 MIN_NET_GRADIENTS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1000, 1300, 1600, 2000, 2500, 3000, 4000)
-THRESHOLDS, WINDOWS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0), (3, 5, 7, 9)  # of find_spots and cut_spots
+THRESHOLDS, WINDOWS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0), (3, 5, 7, 9)  # of find_spots and cut_spots
 
 
 def main() -> None:
