@@ -21,7 +21,8 @@ def generator(seed=0):
 
 
 def positions(many, seed=9):
-    return 32 * torch.rand(2, many, generator=generator(seed), dtype=torch.float64)
+    u, v = 32 * torch.rand(2, many, generator=generator(seed), dtype=torch.float64)
+    return u, v
 
 
 def draw(kinetics, frames, many=MANY, seed=0):
