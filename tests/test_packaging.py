@@ -38,6 +38,9 @@ COLAB = {
     "pyyaml": "6.0.2",
     "tqdm": "4.67.1",
     "ipywidgets": "7.7.1",
+    "accelerate": "1.6.0",
+    "safetensors": "0.5.3",
+    "typer": "0.15.3",
 }
 
 
