@@ -14,7 +14,7 @@ steps, the first two over the whole support of the prior:
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -33,11 +33,11 @@ from .psf import PSF, Emitters, pixel_integral, pixel_integral_gradient, rate_gr
 DEPTH = 18.0  # nats: a Gaussian is left out beyond √(2 DEPTH) = 6 sd
 GAUSS = 1.25  # nodes of the Gauss-Legendre rule per step of the trapezoidal one
 EDGE = 1e-6  # largest density at an end that the prior does not set, relative to the density's maximum
-STEP = 0.9  # of the trapezoidal rule, in sd: its error is 2 exp(−2π²/STEP²) = 5e-11 for a Gaussian
+STEP = 1.0  # of the trapezoidal rule, in sd: its error is 2 exp(−2π²/STEP²) = 5e-9 for a Gaussian
 WIDEST = 0.14  # px: longest step in u and v, enough for the square of the kernel of kde, sd 0.25/√2 px
 FINER = 8  # cells per node and axis of the interpolated position density
 NODES = 1 << 25  # most nodes in (u, v, N): 256 MB
-SCORING_STEPS = 6  # of the search
+SCORING_STEPS = 5  # of the search
 TINY = 1e-300
 
 
@@ -217,7 +217,13 @@ class Posterior:
         Raises ValueError where the kernel is too narrow for the grid: ask `posterior` for a higher resolution then.
         """
         height, width = self.frame.shape
-        along_u = _kernel(to_super_resolved(self.u, factor), positive("sigma", sigma), factor * width)  # (M, fW)
+        narrowest = math.sqrt(2) * whole("factor", factor) * self._spacing  # so that its square spans a step
+        if positive("sigma", sigma) < narrowest:
+            raise ValueError(
+                f"sigma must be at least {narrowest:.3g} super-resolved pixels for this grid, got {sigma:g}; "
+                "ask posterior for a higher resolution"
+            )
+        along_u = _kernel(to_super_resolved(self.u, factor), sigma, factor * width)  # (M, fW)
         along_v = _kernel(to_super_resolved(self.v, factor), sigma, factor * height)  # (M, fH)
         weight = self.mass.sum(1)[:, None]  # (M, 1)
         mean = (weight * along_v).T @ along_u
@@ -242,9 +248,11 @@ class Posterior:
         if name in ("u", "v"):
             cells = self._cells
             low, high = cells.edges[name]
-            order = at.reshape(-1, 1)
-            share = ((order - low) / (high - low)).clamp(0, 1)  # of each cell, below value
-            return (share * cells.mass).sum(1).reshape(at.shape)
+            parts = []
+            for part in at.reshape(-1, 1).split(64):  # bounds the memory
+                share = ((part - low) / (high - low)).clamp(0, 1)  # of each cell, below value
+                parts.append(share @ cells.mass)
+            return torch.cat(parts).reshape(at.shape)
         axis: Axis = getattr(self, name)
         if len(axis) == 1:
             raise ValueError(
@@ -255,12 +263,15 @@ class Posterior:
         middle = (fine[1:] + fine[:-1]) / 2
         steps = np.exp(CubicSpline(axis.nodes.numpy(), log_density)(middle))
         total = np.concatenate([[0], steps.cumsum()]) / steps.sum()
-        return torch.from_numpy(np.interp(at.numpy(), fine, total)).reshape(at.shape)
+        return torch.from_numpy(np.interp(at.reshape(-1).numpy(), fine, total)).reshape(at.shape)
 
     def marginal(self, name: str, count: int = 200) -> tuple[Tensor, Tensor]:
         """The density of one parameter: (count,) values over the grid's range, and the mean density around each."""
-        x = self._marginals()[choice("name", name, PARAMETERS)][0]
-        low, high = float(x.min()), float(x.max())
+        if choice("name", name, PARAMETERS) in ("u", "v"):
+            lower, upper = self._cells.edges[name]
+            low, high = float(lower.min()), float(upper.max())
+        else:
+            low, high = (float(getattr(self, name).edges[i]) for i in (0, -1))
         edges = torch.linspace(low, high, whole("count", count) + 1, dtype=torch.float64)
         return (edges[1:] + edges[:-1]) / 2, self.cdf(name, edges).diff() / edges.diff()
 
@@ -317,6 +328,12 @@ class Posterior:
             kept.append(theta[accept])
             missing -= int(accept.sum())
         return torch.cat(kept)[:n]
+
+    @property
+    def _spacing(self) -> float:
+        """Longest step of the grid in u or v where trapezoids, or the like of it for a Gauss-Legendre rule, px."""
+        left, right, top, bottom = self.plane.box
+        return max((right - left) / len(self.plane.s), (bottom - top) / len(self.plane.t))
 
     def _marginals(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Nodes and their probabilities."""
@@ -474,7 +491,9 @@ class _Scene:
         ):
             terms = [torch.einsum("nhw,nh,nw->n", weight, r, c) for r, c in zip(rows, columns, strict=True)]
             information.append(best[1] ** 2 * torch.stack(terms).sum(0))
-        return _Profile(*best, 1 / (a * left).sqrt(), 1 / (d * left).sqrt(), torch.stack(information))
+        return _Profile(
+            best[0], best[1], best[2], 1 / (a * left).sqrt(), 1 / (d * left).sqrt(), torch.stack(information)
+        )
 
 
 @dataclass(frozen=True)
@@ -511,7 +530,7 @@ def _search(scene: _Scene, depth: float) -> _Found:
         rows.append(sigma.repeat(len(middle)))
         chunk = max(1, (1 << 20) // len(scene.counts))
         parts = [scene.profile(*block) for block in zip(*(r.split(chunk) for r in rows), strict=True)]
-        every = _Profile(*(torch.cat([getattr(p, f) for p in parts], -1) for f in _Profile.__dataclass_fields__))
+        every = _Profile(**{f.name: torch.cat([getattr(p, f.name) for p in parts], -1) for f in fields(_Profile)})
         half = (
             torch.stack([size[0].expand(len(rows[0])), size[1].expand(len(rows[0])), edges.diff().repeat(len(middle))])
             / 2
@@ -587,9 +606,9 @@ def _on_grid(scene: _Scene, depth: float, resolution: float) -> tuple[Posterior,
     weight = (plane.s.weights[:, None] * plane.t.weights).flatten() * area
     place = ((torch.stack([u, v], 1) - origin) / size).floor().long()
     most = int(max(place.max(), found.cells.max())) + 2
-    inside = torch.isin(place[:, 0] * most + place[:, 1], found.cells[:, 0] * most + found.cells[:, 1])
+    inside = (weight > 0) & torch.isin(place[:, 0] * most + place[:, 1], found.cells[:, 0] * most + found.cells[:, 1])
     if inside.double().mean() > 0.5:  # the box of one mode: its corners cost little, and it interpolates well
-        inside[:] = True
+        inside = weight > 0
     node = inside.nonzero()[:, 0]
     if len(node) * len(axes[2]) > NODES:
         raise ValueError(
@@ -597,6 +616,7 @@ def _on_grid(scene: _Scene, depth: float, resolution: float) -> tuple[Posterior,
             f"more than {NODES}: a prior or a frame with less room is needed"
         )
     u, v, weight = u[node], v[node], weight[node]
+    photons, background, sigma = axes[2:]
     mass, nuisance = _integrate(scene, u, v, weight, axes[2:], found.log_likelihood)
     total = mass.sum()
     result = Posterior(
@@ -606,7 +626,9 @@ def _on_grid(scene: _Scene, depth: float, resolution: float) -> tuple[Posterior,
         u,
         v,
         mass / total,
-        *axes[2:],
+        photons,
+        background,
+        sigma,
         nuisance / total,
         float(total.log()) + found.log_likelihood + scene.constant + scene.prior.log_density(scene.shape),
         plane,
@@ -621,6 +643,8 @@ def _on_grid(scene: _Scene, depth: float, resolution: float) -> tuple[Posterior,
     densities += [
         w / axis.weights for axis, (_, w) in zip(axes[2:], list(result._marginals().values())[2:], strict=True)
     ]
+    if plane.disc is not None:  # the rim of a disc is an end that the prior sets
+        free[:2] = [(False, False)] * 2
     for density, ends in zip(densities, free, strict=True):
         for end, open_end in zip((density[0], density[-1]), ends, strict=True):
             if open_end:
