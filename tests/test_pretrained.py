@@ -1,0 +1,222 @@
+"""Weights come back as they were stored, and a file that is not what it says is refused with a reason."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smlmtut import pretrained
+from smlmtut.data import HashMismatch
+from smlmtut.deepstorm import DeepSTORM
+from smlmtut.io import TruncatedFile
+from smlmtut.pretrained import ArchitectureMismatch, card, describe, load, save, sha256
+
+ARGUMENTS = {"channels": 4, "dilations": (1, 2), "upsampled": (4, 2), "predicting": 1, "sigma": 1.5, "ceiling": 3.0}
+
+
+def tiny() -> DeepSTORM:
+    """A small network with random weights in every tensor, those that start at 0 included."""
+    network = DeepSTORM(**ARGUMENTS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+@pytest.fixture
+def path(tmp_path):
+    save(tiny(), tmp_path / "tiny.safetensors", {"commit": "abc", "steps": 3})
+    return tmp_path / "tiny.safetensors"
+
+
+def rewritten(path, metadata=None, **changes):
+    """The file with other tensors (None: taken out) or other metadata."""
+    tensors = load_file(path) | {k.replace("__", "."): v for k, v in changes.items()}
+    text = json.dumps(describe(path) | (metadata or {}))
+    save_file({k: v for k, v in tensors.items() if v is not None}, path, metadata={"smlmtut": text})
+    return path
+
+
+def test_a_network_comes_back_bit_by_bit_ready_to_use(path):
+    before, after = tiny(), load(path)
+    assert after.architecture == before.architecture and not after.training
+    for (name, a), (other, b) in zip(before.state_dict().items(), after.state_dict().items(), strict=True):
+        assert name == other and torch.equal(a, b) and b.dtype == torch.float32
+    assert not any(p.requires_grad for p in after.parameters())
+    x = torch.rand(2, 1, 9, 8) * 50
+    assert torch.equal(before(x, 2.0), after(x, 2.0))
+
+
+def test_the_file_tells_how_it_was_made(path):
+    content = describe(str(path))
+    assert content["class"] == "DeepSTORM" and content["commit"] == "abc" and content["steps"] == 3
+    assert content["arguments"] == tiny().architecture
+
+
+def test_equal_networks_give_equal_bytes(path, tmp_path):
+    other = tmp_path / "other.safetensors"
+    assert save(tiny(), other, {"commit": "abc", "steps": 3}) == sha256(path) == sha256(other)
+
+
+def test_loading_draws_no_random_number(path):
+    state = torch.get_rng_state()
+    load(path)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("stored", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_rounds_the_weights_and_halves_the_file(path, tmp_path, stored, bits):
+    half = tmp_path / "half.safetensors"
+    save(tiny(), half, stored=stored)
+    weights = sum(p.numel() for p in tiny().parameters())
+    # headers differ by the metadata of the first file and by digits of the offsets: a few dozen bytes
+    assert abs(path.stat().st_size - half.stat().st_size - 2 * weights) < 100
+    for a, b in zip(tiny().state_dict().values(), load(half).state_dict().values(), strict=True):
+        assert b.dtype == torch.float32
+        assert float((a - b).abs().max()) <= float(a.abs().max()) * 2.0**-bits  # half a unit in the last place
+        assert not torch.equal(a, b)
+
+
+@pytest.fixture
+def shipped(path, monkeypatch):
+    """The tiny network as if it came with the package."""
+    monkeypatch.setattr(pretrained, "FOLDER", path.parent)
+    monkeypatch.setattr(pretrained, "SHA256", {"tiny": sha256(path)})
+    path.with_suffix(".md").write_text("# Tiny µ\n", encoding="utf-8")
+    return path
+
+
+def test_shipped_weights_by_name(shipped):
+    assert torch.equal(load("tiny").head.weight, tiny().head.weight)
+    assert describe("tiny")["commit"] == "abc"
+    assert card("tiny") == card(shipped) == "# Tiny µ\n"
+
+
+def test_a_changed_bit_of_shipped_weights_is_found(shipped):
+    data = bytearray(shipped.read_bytes())
+    data[-1] ^= 1
+    shipped.write_bytes(data)
+    with pytest.raises(HashMismatch, match=f"{shipped} must have the SHA-256 {pretrained.SHA256['tiny']}, got"):
+        load("tiny")
+
+
+@pytest.mark.parametrize("ask", [load, card, describe])
+def test_an_unknown_name_lists_the_known_ones(shipped, ask):
+    with pytest.raises(ValueError, match="shipped weights \\('tiny'\\), got deepstorm-9d"):
+        ask("deepstorm-9d")
+
+
+def test_every_registered_file_is_there_whole_and_has_a_card():
+    for name in pretrained.SHA256:
+        assert not load(name).training
+        assert card(name).startswith("# ")
+
+
+def test_no_file(tmp_path):
+    for ask in (load, card):
+        with pytest.raises(FileNotFoundError):
+            ask(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("cut", [0, 5, 40, 0.5, -1])
+def test_a_truncated_file(path, cut):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(cut * len(data)) if isinstance(cut, float) else cut])
+    # the first 8 bytes do not tell a safetensors file from another
+    kind, message = (ValueError, "must be a safetensors file") if cut in (0, 5) else (TruncatedFile, "is truncated")
+    with pytest.raises(kind, match=f"{path} {message}"):
+        load(path)
+
+
+def test_bytes_at_the_end_that_belong_to_nothing(path):
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(ValueError, match=f"{path} must be a safetensors file") as info:
+        load(path)
+    assert not isinstance(info.value, TruncatedFile)
+
+
+class Bomb:
+    """Unpickling it would raise another error than the one expected."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_pickle_is_refused_unread(tmp_path, form):
+    path = tmp_path / "weights.pt"
+    if form == "torch":
+        torch.save(Bomb(), path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match=f"{path} must be a safetensors file, got a pickle"):
+        load(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 100, b"frame,x,y\n1,2,3\n"])
+def test_another_kind_of_file(tmp_path, data):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{path} must be a safetensors file"):
+        load(path)
+
+
+def test_safetensors_of_someone_else(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=f"{path} must say in its metadata how to build its network"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head__bias": None}, "head.bias is missing"),
+        ({"tail__bias": torch.zeros(1)}, "tail.bias is not part of it"),
+        ({"head__bias": torch.zeros(2)}, r"head.bias has shape \(2,\), not \(1,\)"),
+        (
+            {"head__bias": torch.zeros(1, dtype=torch.int32)},
+            "floating-point weights, got head.bias",
+        ),
+        ({"metadata": {"class": "UNet"}}, "must hold a network of class DeepSTORM"),
+        ({"metadata": {"arguments": {"width": 3}}}, "must hold arguments of DeepSTORM"),
+        ({"metadata": {"arguments": {**ARGUMENTS, "channels": 0}}}, "channels must be a whole number"),
+        ({"metadata": {"arguments": {**ARGUMENTS, "channels": 5}}}, "must hold the tensors of DeepSTORM"),
+        # built for real, this would take 36 TB
+        ({"metadata": {"arguments": {**ARGUMENTS, "channels": 10**6}}}, "must hold the tensors of DeepSTORM"),
+    ],
+)
+def test_tensors_that_do_not_fit(path, changes, message):
+    with pytest.raises(ArchitectureMismatch, match=message) as info:
+        load(rewritten(path, **changes))
+    assert str(path) in str(info.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(path, bad):
+    with pytest.raises(ValueError, match=f"head.bias in {path} must be finite"):
+        load(rewritten(path, head__bias=torch.tensor([bad])))
+    network = tiny()
+    torch.nn.init.constant_(next(network.parameters()), bad)
+    with pytest.raises(ValueError, match="stem.weight as float32 must be finite"):
+        save(network, path)
+
+
+def test_what_cannot_be_saved(path):
+    before = path.read_bytes()
+    network = tiny()
+    torch.nn.init.constant_(next(network.parameters()), 1e5)
+    with pytest.raises(ValueError, match="stem.weight as float16 must be finite"):  # above 65504
+        save(network, path, stored="float16")
+    with pytest.raises(ValueError, match="path must end in .safetensors"):
+        save(network, path.with_suffix(".pt"))
+    with pytest.raises(ValueError, match="stored must be one of"):
+        save(network, path, stored="int8")
+    with pytest.raises(ValueError, match="network must be one of 'DeepSTORM', got 'Linear'"):
+        save(torch.nn.Linear(1, 1), path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="metadata must be what JSON can hold"):
+        save(network, path, {"when": object()})
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
