@@ -37,7 +37,7 @@ class DeepSTORM(nn.Module):
         ceiling: float = 4.0,
     ) -> None:
         super().__init__()
-        whole("channels", channels)
+        channels = whole("channels", channels)
         dilations = [whole("dilations", d) for d in dilations]
         if not dilations or len(upsampled) != 2:
             raise ValueError(f"dilations needs one entry or more and upsampled two, got {dilations}, {upsampled}")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._validate import positive
+from ._validate import finite, positive, rank
 
 
 def _ordered(low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"low must be finite and at most high, got low={low}, high={high}")
+    if not finite("low", low) <= finite("high", high):
+        raise ValueError(f"low must be at most high, got low={low}, high={high}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ def draw(distribution: Distribution, shape: tuple[int, ...], generator: torch.Ge
     if isinstance(distribution, Uniform | LogUniform | LogNormal):
         return distribution.draw(shape, generator)
     return torch.full(shape, float(distribution), device=generator.device)
+
+
+def number_or_distribution(name: str, value: Distribution) -> Distribution:
+    """Return value if it is a distribution or one finite number; ValueError otherwise."""
+    return value if isinstance(value, Uniform | LogUniform | LogNormal) else rank(name, finite(name, value), 0)
 
 
 def lowest(distribution: Distribution) -> float:

@@ -97,7 +97,8 @@ def to_coordinates(
 
     Every local maximum among its eight neighbours above the threshold is one. Its position is refined by the
     Gaussian through the sums of the three columns (for u) and of the three rows (for v) about it: exact for a
-    lone Gaussian blob of any width. A pixel's mass belongs to the nearest maximum, at most 4 pixels away.
+    lone Gaussian blob of any width; at the border, where one of the three is missing, for one of sd sigma.
+    A pixel's mass belongs to the nearest maximum, at most 4 pixels away.
 
     y: (B, 1, f·H, f·W), kernels of peak 1 and sd sigma (super-resolved pixels). threshold: lowest height;
     min_mass: lowest mass. Raises ValueError for a value that is not finite, a wrong shape or a negative limit.
@@ -118,10 +119,10 @@ def to_coordinates(
     left = (patch[:, 1, 0] < patch[:, 1, 1]) | (column == 0)
     kept = first.all(1) & left
     frame, row, column, patch = (x[kept] for x in (frame, row, column, patch))
-    u = to_camera(column + _vertex(patch.sum(1)), factor)
-    v = to_camera(row + _vertex(patch.sum(2)), factor)
+    height, width = y.shape[1:]
+    u = to_camera(column + _vertex(patch.sum(1), column == 0, column == width - 1, sigma), factor)
+    v = to_camera(row + _vertex(patch.sum(2), row == 0, row == height - 1, sigma), factor)
     mass = _mass(y, frame, row, column) / (2 * math.pi * sigma**2)
-    kept = mass >= min_mass
     heavy = mass >= min_mass
     return Peaks(*(x[heavy] for x in (frame, u, v, y[frame, row, column], mass)))
 
@@ -132,9 +133,14 @@ def _inside(row: Tensor, column: Tensor, shape: torch.Size) -> Tensor:
     return (row >= 0) & (row < shape[-2]) & (column >= 0) & (column < shape[-1])
 
 
-def _vertex(three: Tensor) -> Tensor:
-    """Centre of the Gaussian through three equally spaced values (K, 3), in steps from the middle one: (K,)."""
-    low, middle, high = three.clamp(min=torch.finfo(three.dtype).tiny).log().unbind(-1)
+def _vertex(three: Tensor, no_low: Tensor, no_high: Tensor, sigma: float) -> Tensor:
+    """Centre of the Gaussian through three equally spaced values (K, 3), in steps from the middle one: (K,).
+
+    no_low, no_high: (K,) whether that one lies off the grid; then the Gaussian through the others has sd sigma.
+    """
+    below, middle, above = three.clamp(min=torch.finfo(three.dtype).tiny).log().unbind(-1)
+    low = torch.where(no_low, 2 * middle - above - sigma**-2, below)
+    high = torch.where(no_high, 2 * middle - below - sigma**-2, above)
     bend = low - 2 * middle + high
     return torch.where(bend < 0, (low - high) / (2 * bend).clamp(max=-1e-12), 0.0).clamp(-0.5, 0.5)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import structures
 from ._validate import choice, image_shape, non_negative, positive, whole
 from .camera import Camera, expose, to_photoelectrons
-from .distributions import Distribution, LogUniform, Uniform, draw, highest, lowest
+from .distributions import Distribution, LogUniform, Uniform, draw, highest, lowest, number_or_distribution
 from .kde import kde
 from .psf import PSF, Emitters, expected_photons
 
@@ -51,8 +51,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         for name in ("density", "photons", "background", "gradient"):
-            non_negative(name, lowest(getattr(self, name)))
-        positive("sigma", lowest(self.sigma))
+            non_negative(name, lowest(number_or_distribution(name, getattr(self, name))))
+        positive("sigma", lowest(number_or_distribution("sigma", self.sigma)))
         if highest(self.gradient) > 2:
             raise ValueError(f"gradient must be at most 2, where the background ends at 0, got {self.gradient}")
         choice("photons_per", self.photons_per, PER)
@@ -139,11 +139,16 @@ def _slope(gradient: Distribution, batch: int, shape: tuple[int, int], generator
         return torch.ones(1, 1, 1, device=generator.device)
     change = draw(gradient, (batch,), generator)
     angle = 2 * math.pi * torch.rand(batch, generator=generator, device=generator.device)
-    along_u, along_v = (torch.linspace(-0.5, 0.5, n, device=generator.device) for n in (shape[1], shape[0]))
+    along_u, along_v = (_across(n, generator.device) for n in (shape[1], shape[0]))
     # |cos| + |sin| is the longest way across the square, from corner to corner
     cos, sin = (x / (angle.cos().abs() + angle.sin().abs()) for x in (angle.cos(), angle.sin()))
     along = cos[:, None, None] * along_u + sin[:, None, None] * along_v[:, None]  # (B, H, W), in [-1/2, 1/2]
-    return 1 + change[:, None, None] * along
+    return (1 + change[:, None, None] * along).clamp(min=0)  # rounding: 2 ends at −1e-7
+
+
+def _across(size: int, device: torch.device) -> Tensor:
+    """-1/2 to 1/2 along a side of the frame; 0 where it is one pixel."""
+    return torch.linspace(-0.5, 0.5, size, device=device) if size > 1 else torch.zeros(1, device=device)
 
 
 def _part(camera: Camera, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Camera:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -60,9 +61,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every", "log_every"):
-            whole(name, getattr(self, name))
+            object.__setattr__(self, name, whole(name, getattr(self, name)))  # 8.0 becomes 8
         for name in ("warmup", "seed"):
-            whole(name, getattr(self, name), 0)
+            object.__setattr__(self, name, whole(name, getattr(self, name), 0))
         if self.shards is not None and self.batch % whole("shards", self.shards):
             raise ValueError(f"shards must divide the batch {self.batch}, got {self.shards}")
         positive("learning_rate", self.learning_rate)
@@ -116,8 +117,10 @@ def train(
         CPU with the same number of threads. A generator that is closed early leaves a checkpoint of its last step.
     device: "auto": what accelerate finds; "cpu": not a GPU even where there is one.
     Under `accelerate launch` each process draws its own shards, and gradients are averaged over them.
-    Raises CheckpointMismatch (a ValueError) where the folder's run had other settings or another network,
-    ValueError where the processes do not divide the shards, FloatingPointError where the loss is not finite.
+    Random numbers that the loss itself draws, and dropout, follow from the process too: they change with their number.
+    Raises CheckpointMismatch (a ValueError) where the folder's run had other settings or another network, ValueError
+    where the processes do not divide the shards, or for a device that is not there, FloatingPointError where the loss
+    or its gradient is not finite: the last good step is kept.
     """
     accelerator = _accelerator(device, settings.precision)
     shards = settings.shards or accelerator.num_processes
@@ -135,7 +138,7 @@ def train(
     run = _Run(accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None)
     model, optimizer = accelerator.prepare(network, optimizer)
     done = run.resume()
-    first, began = done, time.perf_counter()
+    first, began, torn = done, time.perf_counter(), False
     try:
         while done < settings.steps:
             batch, chance = _batch(draw, settings, shards, own, done, accelerator.device)
@@ -143,16 +146,19 @@ def train(
                 group["lr"] = settings.rate(done)
             with accelerator.autocast():
                 value = loss(model, batch, chance)
+            number = torch.as_tensor(accelerator.reduce(value.detach().float(), "mean")).item()
+            _check_finite("loss", done + 1, number)
             accelerator.backward(value)
             norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), settings.clip)).item()
+            if accelerator.scaler is None:  # which leaves such a step out by itself and lowers its scale
+                _check_finite("gradient's norm", done + 1, norm)
+            torn = True
             optimizer.step()
             optimizer.zero_grad()
             update_average(average, network, min(settings.ema, (done + 1) / (done + 10)))
-            number = torch.as_tensor(accelerator.reduce(value.detach().float(), "mean")).item()
-            if not math.isfinite(number):
-                raise FloatingPointError(f"the loss of step {done + 1} is {number}: lower learning_rate or precision")
             done += 1
             run.note(done, number, norm)
+            torn = False
             speed = (done - first) / (time.perf_counter() - began)  # steps a second
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 run.save(done)
@@ -161,7 +167,8 @@ def train(
                 done, number, settings.rate(done - 1), norm, speed * settings.batch, left, average
             )  # fmt: skip
     finally:
-        run.save(done)  # does nothing where that step is saved
+        if not torn:  # an interrupt within the update leaves weights of no step
+            run.save(done)  # does nothing where that step is saved
 
 
 def follow(states: Iterator[State], settings: Settings, title: str = "training") -> Iterator[State]:
@@ -170,8 +177,9 @@ def follow(states: Iterator[State], settings: Settings, title: str = "training")
     smooth = None
     with bar:
         for state in states:
-            bar.initial = bar.initial or (state.step - 1) * settings.batch
-            bar.update(state.step * settings.batch - max(bar.n, bar.initial))
+            if smooth is None:  # what an earlier session did counts as done, but not for the speed
+                bar.initial = bar.n = bar.last_print_n = (state.step - 1) * settings.batch
+            bar.update(state.step * settings.batch - bar.n)
             smooth = state.loss if smooth is None else smooth + (state.loss - smooth) / 50
             bar.set_postfix(loss=f"{smooth:.3g}", refresh=False)
             yield state
@@ -222,9 +230,11 @@ class _Run:
     def __post_init__(self) -> None:
         self.curve: list[tuple[int, float, float, float]] = []
         self.pending: list[tuple[float, float]] = []
+        self.torch_rng = torch.get_rng_state()
 
     def note(self, step: int, loss: float, norm: float) -> None:
         self.pending.append((loss, norm))
+        self.torch_rng = torch.get_rng_state()  # for networks with dropout; a step that fails has used some
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             means = [sum(column) / len(self.pending) for column in zip(*self.pending, strict=True)]
             self.curve.append((step, means[0], means[1], self.settings.rate(step - 1)))
@@ -249,26 +259,29 @@ class _Run:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "torch_rng": torch.get_rng_state(),
+            "torch_rng": self.torch_rng,
             "curve": self.curve,
             "pending": self.pending,
         }
-        with replacing(self.folder / CHECKPOINT) as path:
-            torch.save(content, path)
+        # the curve first: killed between the two, a run draws its last rows again, but never lacks them
         with replacing(self.folder / CURVE) as path, open(path, "w") as file:
             file.write("step,loss,gradient_norm,learning_rate\n")
             file.writelines(f"{s},{a:.9g},{n:.9g},{r:.9g}\n" for s, a, n, r in self.curve)
+        with replacing(self.folder / CHECKPOINT) as path:
+            torch.save(content, path)
         self.saved = step
 
     def resume(self) -> int:
         """Take up the folder's run; returns the steps that are done."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            for name in (CHECKPOINT, CURVE):
+                for left in self.folder.glob(f".{name}.*.part"):
+                    left.unlink(missing_ok=True)  # of a run that was killed while it wrote
         found = self.folder is not None and (self.folder / CHECKPOINT).exists()
         found = broadcast_object_list([found])[0] if self.accelerator.num_processes > 1 else found
         if not found:
             return 0
         assert self.folder is not None
-        for left in self.folder.glob(f".{CHECKPOINT}.*.part") if self.accelerator.is_main_process else ():
-            left.unlink(missing_ok=True)  # of a run that was killed while it wrote
         # on the CPU first: the optimizer's step counters stay there, all else is copied to its place
         content = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
         before, now = content["identity"], self.identity()
@@ -283,7 +296,8 @@ class _Run:
         self.optimizer.load_state_dict(content["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["torch_rng"])
+        self.torch_rng = content["torch_rng"]
+        torch.set_rng_state(self.torch_rng)
         self.curve = [tuple(row) for row in content["curve"]]  # type: ignore[misc]
         self.pending = [tuple(row) for row in content["pending"]]  # type: ignore[misc]
         self.saved = content["step"]
@@ -299,9 +313,19 @@ def _batch(
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)), chance
 
 
+def _check_finite(name: str, step: int, number: float) -> None:
+    if not math.isfinite(number):
+        raise FloatingPointError(f"the {name} of step {step} is {number}: lower learning_rate or precision")
+
+
 def _accelerator(device: str | torch.device, precision: str) -> Accelerator:
     only_cpu = str(device) == "cpu"
+    # accelerate keeps one state for the whole process: a second run could choose neither device nor precision
+    AcceleratorState._reset_state(reset_partial_state=True)
     if precision == "auto":
         kind = "cpu" if only_cpu or not torch.cuda.is_available() else "cuda"
         precision = best_precision(torch.device(kind))
-    return Accelerator(mixed_precision=precision, cpu=only_cpu)
+    accelerator = Accelerator(mixed_precision=precision, cpu=only_cpu)
+    if str(device) != "auto" and torch.device(device).type != accelerator.device.type:
+        raise ValueError(f"device must be 'auto' or 'cpu' or what is there, {accelerator.device.type}, got {device}")
+    return accelerator
