@@ -331,7 +331,7 @@ class Posterior:
 
     @property
     def _spacing(self) -> float:
-        """Longest step of the grid in u or v where trapezoids, or the like of it for a Gauss-Legendre rule, px."""
+        """Mean distance of the nodes along u or v, whichever is longer, px."""
         left, right, top, bottom = self.plane.box
         return max((right - left) / len(self.plane.s), (bottom - top) / len(self.plane.t))
 

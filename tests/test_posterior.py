@@ -117,8 +117,8 @@ def test_brute_force_where_the_prior_cuts(place):
     generator = torch.Generator().manual_seed(4)
     x = simulate.frames(emitters_of(theta), PSF(1.0), Camera(read_variance=READ), (9, 9), 5.0, generator)[0]
     p = posterior(x, READ, prior)
-    log_evidence, mean, y, var = brute_force(x, READ, prior, around(p, prior), (110, 110, 14, 1, 1))
-    # the midpoint rule misjudges a straight edge by h²/24 of the slope (h = 0.1 sd), a curved one by cells cut in two:
+    log_evidence, mean, y, var = brute_force(x, READ, prior, around(p, prior), (90, 90, 10, 1, 1))
+    # the midpoint rule misjudges a straight edge by h²/24 of the slope (h = 0.15 sd), a curved one by cells cut in two:
     # 1e-3 of the mass; E and Var are at most 1 and 1/4 and change by that share
     assert p.log_evidence == pytest.approx(log_evidence, abs=2e-3)
     e, v_y = p.kde_moments()
@@ -174,8 +174,8 @@ def test_moments_of_the_kde_and_of_the_parameters_are_those_of_its_samples():
 
 
 CALIBRATED = {
-    "position and photons, disc": (Prior((100.0, 900.0), 5.0, 1.0, (4.0, 4.0, 3.5)), 200),
-    "all five": (Prior((150.0, 900.0), (0.5, 12.0)), 50),
+    "position and photons, disc": (Prior((100.0, 900.0), 5.0, 1.0, (4.0, 4.0, 3.5)), 150),
+    "all five": (Prior((150.0, 900.0), (0.5, 12.0)), 25),
 }
 
 
