@@ -128,7 +128,7 @@ def test_brute_force_where_the_prior_cuts(place):
 
 
 @pytest.mark.parametrize("photons", [130.0, 700.0, 1900.0])
-def test_a_grid_of_twice_the_resolution_changes_nothing(photons):
+def test_a_grid_with_half_as_many_nodes_more_per_axis_changes_nothing(photons):
     prior = Prior()
     theta = torch.tensor([[5.3, 2.8, photons, 8.0, 0.96]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(5)
