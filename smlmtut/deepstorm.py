@@ -13,6 +13,7 @@ from .camera import Camera, to_photoelectrons
 INPUTS = 2  # stabilized signal, read noise
 SIGNAL_SCALE, NOISE_SCALE = 8.0, 4.0  # bring a typical spot and a noisy pixel to about 1
 ANSCOMBE = 3 / 8
+PIXELS_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
 
 
 class DeepSTORM(nn.Module):
@@ -107,12 +108,17 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera) -> Tensor:
 
     adu: (B, H, W) of any size; camera: numbers, or maps of the frames' size. Computed where the network lies.
     Returns (B, 1, 4H, 4W) float32 on the network's device.
-    Raises ValueError for a wrong rank, a value that is not finite, or maps of another size.
+    Raises ValueError for a wrong rank, no frames, a value that is not finite, or maps of another size.
     """
+    if rank("adu", adu, 3).numel() == 0:
+        raise ValueError(f"adu must hold at least one frame with pixels, got shape {tuple(adu.shape)}")
     weight = network.head.weight
-    electrons = to_photoelectrons(finite("adu", rank("adu", adu, 3)), camera).to(weight.device, torch.float32)
+    electrons = to_photoelectrons(finite("adu", adu), camera).to(weight.device, torch.float32)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float32, device=weight.device)
-    return network(electrons[:, None], variance.expand(electrons.shape)[:, None])
+    variance = variance.expand(electrons.shape)
+    many = max(1, PIXELS_AT_ONCE.get(weight.device.type, 1 << 16) // max(1, electrons[0].numel()))
+    parts = [network(x[:, None], v[:, None]) for x, v in zip(electrons.split(many), variance.split(many), strict=True)]
+    return torch.cat(parts)
 
 
 def convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
