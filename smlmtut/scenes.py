@@ -27,8 +27,8 @@ SIGMA = Uniform(0.92, 1.08)  # px
 class Scene:
     """What a training frame may look like. Every number may be fixed or have a distribution.
 
-    density: emitters per µm², one value for each frame. photons: photo-electrons, drawn per `photons_per`
-        "emitter" or "frame". background: photo-electrons per pixel, per frame; gradient: its relative change
+    density: emitters per µm², one value for each frame. photons: before the camera's quantum efficiency, drawn
+        per `photons_per` "emitter" or "frame". background: photons per pixel, per frame; gradient: its relative change
         from one end of the frame to the other, in a random direction. sigma: PSF sd, px, per frame.
     layout: where the emitters are: "frame", evenly, up to `margin` pixels beyond the border, whose light reaches
         in; "disc", evenly on a disc about the centre (radius px), as in the paper; or a name of `structures`.
@@ -94,7 +94,16 @@ def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torc
     per_pixel = draw(scene.density, (batch,), generator) * (scene.pixel_size_nm / 1000) ** 2
     u, v, present = _positions(scene, per_pixel, (height, width), generator)
     photons = draw(scene.photons, u.shape if scene.photons_per == "emitter" else (batch, 1), generator)
-    emitters = Emitters(u, v, photons.expand(u.shape), present)
+    return expose_batch(scene, Emitters(u, v, photons.expand(u.shape), present), (height, width), generator)
+
+
+def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], generator: torch.Generator) -> Batch:
+    """Frames of given emitters: only the PSF, the background, the part of the sensor and the noise are drawn.
+
+    Raises ValueError as draw_batch does.
+    """
+    height, width = image_shape("shape", shape)
+    batch = len(emitters)
     sigma = draw(scene.sigma, (batch,), generator)
     level = draw(scene.background, (batch,), generator)
     background = level[:, None, None] * _slope(scene.gradient, batch, (height, width), generator)
