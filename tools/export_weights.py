@@ -1,0 +1,51 @@
+"""Turn a finished training run into the weights that the package ships.
+
+    python tools/export_weights.py runs/deepstorm-2d deepstorm-2d --commit HASH
+
+Writes smlmtut/weights/NAME.safetensors from the averaged weights (EMA) of the run's last checkpoint, and prints the
+SHA-256 that belongs into smlmtut/pretrained.py. --commit: the commit whose `smlmtut train` made the run.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from smlmtut import pretrained, recipes
+from smlmtut.deepstorm import DeepSTORM
+from smlmtut.training import CHECKPOINT, Settings
+
+
+def export(folder: Path, target: Path, commit: str, settings: Settings = recipes.SHIPPED) -> str:
+    """Write the weights of a finished run; returns their SHA-256.
+
+    Raises ValueError where the run is not finished or had other settings.
+    """
+    content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    if content["step"] != settings.steps:
+        raise ValueError(f"folder {folder} must hold a finished run of {settings.steps} steps, got {content['step']}")
+    wanted = asdict(settings)
+    other = [name for name, value in content["identity"].items() if name in wanted and value != wanted[name]]
+    other = [name for name in other if name != "shards"]  # None stands for the number of processes
+    if other:
+        raise ValueError(f"folder {folder} must hold a run of the shipped settings, these differ: {', '.join(other)}")
+    network = DeepSTORM()
+    network.load_state_dict(content["average"])
+    metadata = {"settings": wanted, "commit": commit, "frames": settings.steps * settings.batch}
+    return pretrained.save(network, target, metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--commit", required=True)
+    given = parser.parse_args()
+    target = pretrained.FOLDER / f"{given.name}{pretrained.SUFFIX}"
+    digest = export(given.folder, target, given.commit)
+    print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB\n    {given.name!r}: {digest!r},")
+
+
+if __name__ == "__main__":
+    main()
