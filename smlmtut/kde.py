@@ -105,26 +105,62 @@ def to_coordinates(
     """
     if rank("y", finite("y", y), 4).shape[1] != 1:
         raise ValueError(f"y must have shape (B, 1, f·H, f·W), got {tuple(y.shape)}")
+    factor = whole("factor", factor)
+    if y.shape[-2] % factor or y.shape[-1] % factor:
+        raise ValueError(f"y must have sides that the factor {factor} divides, got {tuple(y.shape)}")
     positive("sigma", sigma)
     non_negative("threshold", threshold)
     non_negative("min_mass", min_mass)
     y = y.detach()[:, 0]  # (B, h, w)
+    height, width = y.shape[1:]
     highest = (F.max_pool2d(y[:, None], 3, stride=1, padding=1)[:, 0] == y) & (y > threshold)
     frame, row, column = highest.nonzero().T
-    steps = torch.arange(3, device=y.device)
-    patch = F.pad(y[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]  # (B, h + 2, w + 2)
-    patch = patch[frame[:, None, None], (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]]
-    # of two equal neighbours only the first is a maximum; on the border, what lies outside repeats the edge
-    first = (patch[:, 0] < patch[:, 1, 1, None]) | ~_inside(row - 1, column[:, None] + steps - 1, y.shape)
-    left = (patch[:, 1, 0] < patch[:, 1, 1]) | (column == 0)
-    kept = first.all(1) & left
-    frame, row, column, patch = (x[kept] for x in (frame, row, column, patch))
-    height, width = y.shape[1:]
-    u = to_camera(column + _vertex(patch.sum(1), column == 0, column == width - 1, sigma), factor)
-    v = to_camera(row + _vertex(patch.sum(2), row == 0, row == height - 1, sigma), factor)
-    mass = _mass(y, frame, row, column) / (2 * math.pi * sigma**2)
+    down = along = torch.zeros_like(row)
+    equal = (_patches(F.pad(y, (1, 1, 1, 1), value=-math.inf), frame, row, column) == y[highest][:, None, None]).sum(
+        (1, 2)
+    )
+    if bool((equal > 1).any()):
+        frame, row, column, down, along = _plateaus(highest, equal)
+    # beyond the border lies what is on it
+    patch = _patches(F.pad(y[:, None], (1, 1, 1, 1), mode="replicate")[:, 0], frame, row, column)  # (K, 3, 3)
+    s_u = column + _vertex(patch.sum(1), column == 0, column == width - 1, sigma)
+    s_v = row + _vertex(patch.sum(2), row == 0, row == height - 1, sigma)
+    # two equal pixels have the maximum between them, as the Gaussian says; a longer plateau has it in its middle
+    u = to_camera(torch.where(along > 1, column + along / 2, s_u), factor)
+    v = to_camera(torch.where(down > 1, row + down / 2, s_v), factor)
+    mass = _mass(y, frame, row + down // 2, column + along // 2) / (2 * math.pi * sigma**2)
     heavy = mass >= min_mass
     return Peaks(*(x[heavy] for x in (frame, u, v, y[frame, row, column], mass)))
+
+
+def _patches(padded: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The 3 × 3 pixels about each one, of images (B, h + 2, w + 2) with a border: (K, 3, 3)."""
+    steps = torch.arange(3, device=padded.device)
+    return padded[frame[:, None, None], (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]]
+
+
+def _plateaus(highest: Tensor, equal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Groups of maxima that touch, and so are equal: frame, first row and column, rows and columns beyond that.
+
+    equal: (P,) pixels as high as each among it and its neighbours. Where some of them are no maxima, since
+    something higher is beside them, the group is a terrace and no maximum.
+    """
+    label = torch.arange(1, highest.numel() + 1, dtype=torch.float64, device=highest.device).reshape(highest.shape)
+    label, before = torch.where(highest, label, 0.0), highest.double()
+    while not torch.equal(label, before):  # the highest number spreads over its group
+        before = label
+        label = torch.where(highest, F.max_pool2d(label[:, None], 3, stride=1, padding=1)[:, 0], 0.0)
+    places = highest.nonzero()  # (P, 3)
+    terrace = _patches(F.pad(highest, (1, 1, 1, 1)), *places.T).sum((1, 2)) < equal  # (P,)
+    _, group = label[highest].unique(return_inverse=True)
+    index = group[:, None].expand(places.shape)
+    empty = places.new_zeros((int(group.max()) + 1, 3))
+    low = empty.scatter_reduce(0, index, places, "amin", include_self=False)
+    high = empty.scatter_reduce(0, index, places, "amax", include_self=False)
+    whole_group = torch.bincount(group, terrace.double()) == 0
+    frame, row, column = low[whole_group].T
+    _, down, along = (high - low)[whole_group].T
+    return frame, row, column, down, along
 
 
 def _inside(row: Tensor, column: Tensor, shape: torch.Size) -> Tensor:

@@ -22,7 +22,8 @@ def draw(
     name: "filaments": curves that wander across the frame, about one for 12 px of its side; "rings": circles
         of random radius, one for 40 px²; "clusters": round Gaussian clouds, one for 60 px².
     per_pixel: (B,) mean number of emitters per pixel of the frame; they choose a structure evenly.
-    Returns u, v (B, E) float32 and present (B, E): a Poisson number in each frame. Some lie beyond the border.
+    Returns u, v (B, E) float32 and present (B, E): a Poisson number in each frame. Some lie beyond the
+    border: of filaments, which are long enough to cross the frame, about two thirds.
     """
     choice("name", name, NAMES)
     height, width = image_shape("shape", shape)

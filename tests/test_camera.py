@@ -253,6 +253,67 @@ def test_converting_a_crop_is_cropping_what_was_converted():
     assert torch.equal(part, to_photoelectrons(adu, camera)[:, 2:5, 3:7])
 
 
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_crops_are_one_crop_for_each_frame(count):
+    full = maps(8, 9)
+    camera = Camera(full.gain, 100.0, full.read_variance, 0.7, 4095.0, True)
+    rows, columns = (torch.randint(n, (count,), generator=generator(12)) for n in (6, 5))  # 8 − 3 + 1, 9 − 5 + 1
+    parts = camera.crops(rows, columns, (3, 5))
+    assert (parts.quantum_efficiency, parts.saturation, parts.integer, parts.offset) == (0.7, 4095.0, True, 100.0)
+    assert parts.shape == (3, 5)
+    assert as_map(parts.gain).shape == as_map(parts.read_variance).shape == (count, 3, 5)
+    for b in range(count):
+        one = camera.crop(int(rows[b]), int(columns[b]), (3, 5))
+        assert torch.equal(as_map(parts.gain)[b], as_map(one.gain))
+        assert torch.equal(as_map(parts.read_variance)[b], as_map(one.read_variance))
+
+
+def test_crops_reach_the_last_pixel_and_not_beyond():
+    camera = maps(8, 9)
+    corner = camera.crops(torch.tensor([5]), torch.tensor([4]), (3, 5))
+    assert as_map(corner.gain)[0, -1, -1] == as_map(camera.gain)[-1, -1]
+    for name, rows, columns in (("rows", 6, 4), ("rows", -1, 4), ("columns", 5, 5), ("columns", 5, -1)):
+        with pytest.raises(ValueError, match=rf"^{name} must lie in \[0, "):
+            camera.crops(torch.tensor([0, rows]), torch.tensor([0, columns]), (3, 5))
+    with pytest.raises(ValueError, match=r"^shape\[0\]"):
+        camera.crops(torch.tensor([0]), torch.tensor([0]), (0, 5))
+    with pytest.raises(ValueError, match="crops needs"):
+        corner.crops(torch.tensor([0]), torch.tensor([0]), (2, 2))
+
+
+def test_crops_of_a_camera_of_numbers_are_that_camera():
+    camera = Camera(2.0, 100.0, 5.0)
+    assert camera.crops(torch.tensor([7000]), torch.tensor([1]), (3, 5)) == camera
+
+
+def test_frames_of_a_batch_of_parts_each_have_their_own_noise():
+    full = maps(8, 9)
+    rows, columns = torch.tensor([0, 5]), torch.tensor([3, 1])
+    parts = full.crops(rows, columns, (3, 4))
+    light = torch.tensor([5.0, 40.0], dtype=torch.float64)[:, None, None].expand(2, 3, 4)
+    dice = generator(13)
+    frames = torch.stack([expose(light, parts, dice) for _ in range(4000)])
+    gain, variance = as_map(parts.gain), as_map(parts.read_variance)
+    assert_moments(frames, gain * light + parts.offset, gain**2 * light + variance, gain**4 * light)
+    electrons = to_photoelectrons(frames, parts)
+    assert_moments(electrons, light, light + variance / gain**2, light)
+    alone = full.crop(5, 1, (3, 4))
+    assert torch.equal(to_photoelectrons(frames[0], parts)[1], to_photoelectrons(frames[0, 1], alone))
+    assert torch.equal(saturated(frames, parts), torch.zeros_like(frames, dtype=torch.bool))
+
+
+def test_maps_of_a_batch_are_checked_like_any():
+    batch = maps(8, 9).crops(torch.tensor([0, 1]), torch.tensor([0, 1]), (3, 4))
+    with pytest.raises(ValueError, match=r"^gain must be finite and positive"):
+        Camera(0 * as_map(batch.gain), batch.offset, batch.read_variance)
+    with pytest.raises(ValueError, match="must have one shape"):
+        Camera(batch.gain, as_map(batch.offset)[:1], batch.read_variance)
+    with pytest.raises(ValueError, match=r"^rate must have the camera maps' size"):
+        expose(torch.ones(2, 3, 5), batch, generator())
+    moved = batch.to(dtype=torch.float32)
+    assert as_map(moved.gain).dtype == torch.float32 and moved.shape == (3, 4)
+
+
 def test_moving_a_camera_to_another_type():
     camera = Camera(as_map(maps().gain), 100.0, 5.0, 0.8, 4095.0, True)
     moved = camera.to(dtype=torch.float32)
