@@ -168,6 +168,8 @@ def train(
             )  # fmt: skip
     finally:
         if not torn:  # an interrupt within the update leaves weights of no step
+            for moved, kept in zip(network.buffers(), average.buffers(), strict=True):
+                moved.copy_(kept)  # BatchNorm's, which a step that failed halfway has moved
             run.save(done)  # does nothing where that step is saved
 
 

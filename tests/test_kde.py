@@ -257,7 +257,7 @@ def test_a_plateau_is_one_emitter(size, corner):
 
 @pytest.mark.parametrize("centre", [(8.0, 8.0), (8.5, 8.3), (7.8, 8.5), (9.1, 7.7)])
 def test_a_round_plateau_is_one_emitter_in_its_middle(centre):
-    found = to_coordinates((20 * blob(*centre, 3.0)).clamp(max=4.0))
+    found = to_coordinates((20 * blob(centre[0], centre[1], 3.0)).clamp(max=4.0))
     at = to_super_resolved(torch.stack([found.u, found.v]), 4)[:, 0]
     assert len(found) == 1
     assert float((at - torch.tensor(centre)).abs().max()) <= 0.5  # its two ends are rounded to whole pixels
