@@ -1,0 +1,212 @@
+"""A movie in, a table out: frames of any size, in overlapping windows, in memory that the length does not set.
+
+A frame's ŷ is put together from windows of one size. A window keeps the part that lies at least `network.reach`
+from its edges, where ŷ is what it would be in the whole frame; every super-resolved pixel comes from one window.
+"""
+
+import mmap
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ._account import COLUMNS, Account, ProgressMismatch, identity
+from ._validate import non_negative, positive, rank, whole
+from .camera import Camera, check_frame_size, saturated
+from .deepstorm import DeepSTORM, estimate_kde
+from .io import Movie
+from .kde import MASS_REACH, to_coordinates
+from .tables import CSV, HDF5
+
+__all__ = ["ProgressMismatch", "localize", "localize_to_file"]
+
+Frames = Movie | np.ndarray | Tensor
+
+WINDOW = 256  # camera pixels: larger windows share less, smaller ones stay in the cache
+FRAMES_AT_ONCE, PIXELS_AT_ONCE = 256, 1 << 22  # of a block that is read, and of which the file keeps account
+# camera pixels that the network sees at once, unless one window is more: few where a cache is to hold them
+BATCH_PIXELS = {"cpu": 1 << 14, "other": 1 << 18}
+PEAK_PIXELS = 1 << 18  # camera pixels whose peaks are sought at once
+
+
+def localize(
+    movie: Frames,
+    camera: Camera,
+    network: DeepSTORM,
+    threshold: float = 0.25,
+    min_mass: float = 0.0,
+    start: int = 0,
+    window: int = WINDOW,
+) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Localize a movie block by block.
+
+    movie: (T, H, W) ADU, H and W of any size. camera: numbers, or maps (H, W). threshold, min_mass: lowest
+    height and mass of a peak, as in to_coordinates. start: the first frame to localize. window: side of the
+    largest part of a frame that the network sees at once, camera pixels.
+    Yields (frames done, counted from the movie's beginning; table of the block's localizations): frame, counted from 0;
+    u, v: px; height of the KDE; mass, about the number of emitters in the peak. Rows are in order of the frames.
+    Raises ValueError for a movie of another rank or without frames, maps of another size, a window that is not larger
+    than what the network needs around a pixel, a limit that is negative, or, naming the frame, a pixel that
+    is not finite or is saturated.
+    """
+    length, height, width = _shape(movie, camera)
+    whole("start", start, 0)
+    non_negative("threshold", threshold)
+    non_negative("min_mass", min_mass)
+    windows = [_spans("window", size, window, network.reach) for size in (height, width)]
+    shape = (min(window, height), min(window, width))
+    device = network.head.weight.device
+    parts = [
+        (row, column, camera.crop(row[0], column[0], shape).to(device, torch.float32))
+        for row in windows[0]
+        for column in windows[1]
+    ]
+    f = network.factor
+    block = max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
+    batch = max(1, BATCH_PIXELS["cpu" if device.type == "cpu" else "other"] // (height * width))
+
+    def blocks() -> Iterator[tuple[int, pd.DataFrame]]:
+        for first in range(start, length, block):
+            adu = _read(movie, camera, first, min(first + block, length))  # (n, H, W)
+            tables = []
+            for i in range(0, len(adu), batch):
+                some = adu[i : i + batch]
+                y = torch.empty(len(some), 1, f * height, f * width, device=device)
+                for (top, r0, r1), (left, c0, c1), place in parts:
+                    seen = some[:, top : top + shape[0], left : left + shape[1]]
+                    part = estimate_kde(network, seen.to(device), place)
+                    kept = part[:, :, f * (r0 - top) : f * (r1 - top), f * (c0 - left) : f * (c1 - left)]
+                    y[:, :, f * r0 : f * r1, f * c0 : f * c1] = kept
+                tables.append(_peaks(y, network, first + i, threshold, min_mass))
+            yield first + len(adu), pd.concat(tables, ignore_index=True)
+
+    return blocks()  # so that bad arguments are told before the first block is asked for
+
+
+def localize_to_file(
+    path: str | Path,
+    movie: Frames,
+    camera: Camera,
+    network: DeepSTORM,
+    pixel_size_nm: float,
+    threshold: float = 0.25,
+    min_mass: float = 0.0,
+    resume: bool = True,
+    progress: bool = True,
+    window: int = WINDOW,
+) -> int:
+    """Localize a movie into a file, and return the number of localizations.
+
+    path: .csv (ThunderSTORM's columns, nm, frames from 1) or .hdf5 (Picasso's, px, frames from 0); height and mass are
+        kept under their names. It appears when all is done. Until then PATH.partial and PATH.progress.json lie beside
+        it, and a run that was broken off at any moment, even killed, goes on from there and ends with the same file.
+    resume: False starts anew. progress: show a bar. pixel_size_nm: side of a camera pixel; others: as in `localize`.
+    Memory does not grow with the movie.
+    Raises ProgressMismatch (a ValueError) where the run to go on with was another one, and what `localize` raises.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in CSV + HDF5:
+        raise ValueError(f"path must end in {', '.join(CSV + HDF5)}, got {str(path)!r}")
+    positive("pixel_size_nm", pixel_size_nm)
+    length, height, width = _shape(movie, camera)
+    run = identity(movie, camera, network) | {
+        "threshold": float(threshold), "min_mass": float(min_mass), "window": window,
+        # sums in another order differ in their rounding
+        "blocks": [FRAMES_AT_ONCE, PIXELS_AT_ONCE, BATCH_PIXELS, PEAK_PIXELS],
+    }  # fmt: skip
+    localize(movie, camera, network, threshold, min_mass, 0, window)  # raises before a file is touched
+    account = Account(path, run, resume)
+    blocks = localize(movie, camera, network, threshold, min_mass, account.frames, window)
+    with tqdm(total=length, initial=account.frames, unit="frame", desc=path.name, disable=not progress) as bar:
+        for done, table in blocks:
+            account.add(done, table)
+            bar.update(done - bar.n)
+            bar.set_postfix(localizations=account.rows, refresh=False)
+    account.finish(pixel_size_nm, (height, width), length)
+    return account.rows
+
+
+def _peaks(y: Tensor, network: DeepSTORM, first: int, threshold: float, min_mass: float) -> pd.DataFrame:
+    """The peaks of frames `first`, `first` + 1, … from their ŷ (n, 1, f·H, f·W), sought in bands of rows."""
+    f, height, width = network.factor, y.shape[2] // network.factor, y.shape[3] // network.factor
+    # a peak's mass depends on maxima two such reaches away, and they on their neighbours
+    margin = -(-(2 * MASS_REACH + 1) // f)
+    band = max(PEAK_PIXELS // (len(y) * width), 4 * margin)
+    bands = _spans("band", height, band, margin)
+    # in float64 a position is the same in both bands that see it; Apple's GPUs have none
+    y = (y.cpu() if y.device.type == "mps" else y).double()
+    columns: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+    for top, begin, end in bands:
+        found = to_coordinates(y[:, :, f * top : f * (top + band)], f, network.sigma, threshold, min_mass)
+        v = found.v + top
+        own = torch.ones_like(v, dtype=torch.bool)
+        if begin > 0:
+            own &= v >= begin - 0.5
+        if end < height:
+            own &= v < end - 0.5
+        for name, values in zip(COLUMNS, (found.frame + first, found.u, v, found.height, found.mass), strict=True):
+            columns[name].append(values[own].cpu())
+    table = pd.DataFrame({name: torch.cat(x).numpy() for name, x in columns.items()})
+    table = table.astype({name: np.float64 for name in COLUMNS[1:]})
+    # a peak at the far edge of the last pixel is in the frame, which for a table ends just before that edge
+    for name, size in (("u", width), ("v", height)):
+        table[name] = np.minimum(table[name], np.nextafter(size - 0.5, 0))
+    return table.sort_values("frame", kind="stable", ignore_index=True)
+
+
+def _spans(name: str, size: int, window: int, reach: int) -> list[tuple[int, int, int]]:
+    """Windows of one length that cover 0 … size, as (start, begin, end) of which [begin, end) is the window's own.
+
+    Own parts do not overlap, cover all, and keep `reach` from the window's ends, but for those that are the frame's.
+    """
+    if whole(name, window) >= size:
+        return [(0, 0, size)]
+    if window <= 2 * reach:
+        raise ValueError(f"{name} must be larger than twice the reach of {reach} px, or cover the frame, got {window}")
+    count = -(-(size - 2 * reach) // (window - 2 * reach))
+    starts = [i * (size - window) // (count - 1) for i in range(count)]
+    borders = [0, *((a + window + b) // 2 for a, b in pairwise(starts)), size]
+    return [(start, *own) for start, own in zip(starts, pairwise(borders), strict=True)]
+
+
+def _shape(movie: Frames, camera: Camera) -> tuple[int, int, int]:
+    """(T, H, W); ValueError where the movie is none, or the camera's maps have another size."""
+    if not isinstance(movie, Movie):
+        rank("movie", movie, 3)
+    length, height, width = (int(n) for n in movie.shape)
+    if 0 in (length, height, width):
+        raise ValueError(f"movie must hold at least one frame of one pixel, got shape {(length, height, width)}")
+    if any(isinstance(x, Tensor) and x.ndim > 2 for x in (camera.gain, camera.offset, camera.read_variance)):
+        raise ValueError("camera must have numbers or (H, W) maps for a movie, got a part of the sensor for each frame")
+    check_frame_size("movie", torch.empty(height, width, device="meta"), camera)
+    return length, height, width
+
+
+def _read(movie: Frames, camera: Camera, first: int, last: int) -> Tensor:
+    """Frames first … last − 1 as float32, every pixel finite and below saturation: (n, H, W)."""
+    part = movie[first:last]
+    _forget(movie)
+    adu = part.detach().cpu().float() if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
+    for bad, wanted in (
+        (~torch.isfinite(adu), "finite numbers"),
+        (saturated(adu, camera), f"below the camera's saturation of {camera.saturation} ADU"),
+    ):
+        if bool(bad.any()):
+            i, row, column = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"movie must hold values that are {wanted}, got {adu[i, row, column]:g} in frame {first + i}, counted "
+                f"from 0, at row {row}, column {column} ({int(bad[i].sum())} pixels of that frame are not)"
+            )
+    return adu
+
+
+def _forget(movie: Frames) -> None:
+    """Give back a mapped file's pages: the system counts those that were read as this process's memory."""
+    mapped = getattr(movie._map, "_mmap", None) if isinstance(movie, Movie) else None
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,427 @@
+"""Windows, bands, blocks and broken-off runs change nothing in the table; and bad frames are named."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from typing import ClassVar
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor, nn
+
+from smlmtut import _account, kde, localize, simulate
+from smlmtut.camera import Camera, to_photoelectrons
+from smlmtut.deepstorm import DeepSTORM, estimate_kde
+from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
+from smlmtut.localize import ProgressMismatch, localize_to_file
+from smlmtut.psf import PSF
+
+CAMERA = Camera(2.0, 100.0, 12.0, saturation=65535, integer=True)
+
+
+def network(**more) -> DeepSTORM:
+    """A small network with random weights, whose ŷ has many peaks of any form; reach 5."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        made = DeepSTORM(**{"channels": 6, "dilations": (1, 2), "upsampled": (4, 3), "predicting": 1, **more}).eval()
+        torch.nn.init.normal_(made.head.weight)
+    made.requires_grad_(False)
+    raw = made.raw(to_photoelectrons(torch.from_numpy(movie().astype(np.float32)), CAMERA)[:, None], 3.0)
+    made.head.weight.div_(4 * raw.std())  # most of ŷ / ceiling then lies well within ±1, about 0
+    made.head.bias.copy_(-raw.mean() / (4 * raw.std()))  # type: ignore[operator]
+    return made
+
+
+def movie(frames=5, shape=(20, 24), seed=0) -> np.ndarray:
+    """Blurred emitters in ADU, uint16."""
+    generator = torch.Generator().manual_seed(seed)
+    emitters = simulate.uniform_in_frame(frames, shape, (300.0, 900.0), generator, density=0.02)
+    return simulate.frames(emitters, PSF(1.0), CAMERA, shape, 4.0, generator).numpy().astype(np.uint16)
+
+
+def table_of(*args, **kwargs) -> pd.DataFrame:
+    return pd.concat([table for _, table in localize.localize(*args, **kwargs)], ignore_index=True)
+
+
+def assert_close(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    """The same peaks, in any order within a frame, up to the rounding of ŷ in float32, some 1e-6."""
+    assert len(a) > 50 and a["frame"].equals(b["frame"])
+    places = [table[["frame", "u", "v"]].to_numpy() * (1000, 1, 1) for table in (a, b)]
+    distance, partner = KDTree(places[1]).query(places[0])
+    assert np.array_equal(np.sort(partner), np.arange(len(b)))  # one to one
+    # a position follows from a ratio of differences: at worst, where a peak is flat, rounding moves it in its pixel
+    assert np.median(distance) < 1e-6 and np.max(distance) < 1 / 8
+    for name in ("height", "mass"):
+        np.testing.assert_allclose(a[name], b[name].to_numpy()[partner], rtol=0, atol=1e-5)
+
+
+def kdes(monkeypatch) -> list[Tensor]:
+    """The ŷ of each batch from now on, as it was put together."""
+    peaks, seen = localize._peaks, []
+    monkeypatch.setattr(localize, "_peaks", lambda y, *rest: (seen.append(y), peaks(y, *rest))[1])
+    return seen
+
+
+class Painted(nn.Module):
+    """Instead of a network: one dot of ŷ = 1 for each bright camera pixel, at a place in it that its value tells.
+
+    Values 1 … 16 put the dot, or a pair of equal neighbours, on the 16 super-resolved pixels.
+    """
+
+    factor, sigma, reach = 4, 1.0, 0
+    architecture: ClassVar = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, 1, 1)
+
+    def forward(self, electrons: Tensor, variance: Tensor) -> Tensor:
+        place = torch.arange(16.0).reshape(1, 16, 1, 1) + 1
+        return torch.pixel_shuffle((electrons == place).float(), 4)
+
+
+# --- windows and bands --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [11, 16, 29, 40])
+def test_windows_give_the_table_of_the_whole_frame(monkeypatch, window):
+    frames, net = movie(2, (45, 38)), network()
+    assert net.reach == 5
+    whole = table_of(frames, CAMERA, net, window=1000)
+    seen = kdes(monkeypatch)
+    assert_close(table_of(frames, CAMERA, net, window=window), whole)
+    expected = estimate_kde(net, torch.from_numpy(frames.astype(np.float32)), CAMERA)
+    torch.testing.assert_close(torch.cat(seen), expected, rtol=0, atol=1e-5)  # sums of some 100 terms of about 1
+
+
+def test_windows_use_their_own_part_of_the_camera(monkeypatch):
+    """Maps that change from pixel to pixel."""
+    generator = torch.Generator().manual_seed(5)
+    gain, offset, variance = (a + b * torch.rand(30, 34, generator=generator) for a, b in ((1, 2), (90, 20), (2, 30)))
+    camera = Camera(gain, offset, variance)
+    emitters = simulate.uniform_in_frame(2, (30, 34), 800.0, generator, density=0.02, dtype=torch.float32)
+    frames = simulate.frames(emitters, PSF(1.0), camera, (30, 34), 3.0, generator)
+    net, seen = network(), kdes(monkeypatch)
+    assert len(table_of(frames, camera, net, window=14)) > 50
+    torch.testing.assert_close(torch.cat(seen), estimate_kde(net, frames, camera), rtol=0, atol=1e-5)
+
+
+def test_the_halo_must_be_as_wide_as_the_reach(monkeypatch):
+    """With one pixel less the tables differ: the test above would see a reach that is too small."""
+    frames, net = movie(2, (45, 38)), network()
+    whole = table_of(frames, CAMERA, net, window=1000)
+    monkeypatch.setattr(DeepSTORM, "reach", 3)
+    with pytest.raises(AssertionError, match="Not equal to tolerance|equals|array_equal"):
+        assert_close(table_of(frames, CAMERA, net, window=16), whole)
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(12, 12, 5), (13, 9, 4), (12, 12, 100)])
+def test_every_dot_is_found_once_wherever_windows_and_bands_meet(monkeypatch, height, width, window):
+    """All places of a dot in its pixel and all pixels of a frame, each in a frame of its own."""
+    frames = np.zeros((16 * height * width, height, width), np.float32)
+    place, row, column = (x.ravel() for x in np.indices((16, height, width)))
+    frames[np.arange(len(frames)), row, column] = place + 1
+    whole = table_of(frames, Camera(), Painted(), window=100)  # type: ignore[arg-type]
+    monkeypatch.setattr(localize, "PEAK_PIXELS", 1)  # the narrowest bands
+    found = table_of(frames, Camera(), Painted(), window=window)  # type: ignore[arg-type]
+    assert np.array_equal(found["frame"], np.arange(len(frames)))
+    pd.testing.assert_frame_equal(found, whole, rtol=1e-6, atol=1e-6)  # float32 against float64
+    u, v = column + (place % 4 + 0.5) / 4 - 0.5, row + (place // 4 + 0.5) / 4 - 0.5
+    for name, at, size in (("u", u, width), ("v", v, height)):
+        # but for the last super-resolved pixel at each side, whose neighbour is unknown, the dot's own centre
+        inner = (at > -0.3) & (at < size - 0.7)
+        np.testing.assert_allclose(found[name][inner], at[inner], atol=1e-6)
+
+
+def test_bands_give_the_table_of_the_whole_frame(monkeypatch):
+    """Mass too, which neighbours share."""
+    frames, net = movie(2, (60, 20)), network()
+    whole = table_of(frames, CAMERA, net)
+    monkeypatch.setattr(localize, "PEAK_PIXELS", 1)
+    assert_close(table_of(frames, CAMERA, net), whole)
+
+
+@pytest.mark.parametrize(("size", "window", "reach"), [*itertools.product((1, 7, 20, 64, 301), (9, 16, 64), (0, 1, 4))])
+def test_spans_cover_once_and_keep_their_distance(size, window, reach):
+    spans = localize._spans("window", size, window, reach)
+    owned = [pixel for _, begin, end in spans for pixel in range(begin, end)]
+    assert owned == list(range(size))
+    for start, begin, end in spans:
+        stop = min(start + window, size)
+        assert 0 <= start <= begin < end <= stop and (len(spans) == 1 or stop - start == window)
+        assert begin - start >= reach or start == begin == 0
+        assert stop - end >= reach or stop == end == size
+    assert len(spans) <= max(1, -(-(size - 2 * reach) // (window - 2 * reach)))  # no more than needed
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_localizations_are_those_of_the_kde():
+    """A frame at a time, against the function that the chapters use; and in blocks that say how far they are."""
+    frames, net = movie(), network()
+    expected = []
+    for i, frame in enumerate(frames):
+        y = estimate_kde(net, torch.from_numpy(frame.astype(np.float32))[None], CAMERA)
+        found = kde.to_coordinates(y.double(), net.factor, net.sigma, 0.4, 0.5)
+        expected.append(np.column_stack([np.full(len(found), i), found.u, found.v, found.height, found.mass]))
+    blocks = list(localize.localize(frames, CAMERA, net, 0.4, 0.5))
+    assert [done for done, _ in blocks] == [5]
+    assert list(blocks[0][1]) == ["frame", "u", "v", "height", "mass"]
+    assert_close(
+        blocks[0][1], pd.DataFrame(np.concatenate(expected), columns=list(blocks[0][1])).astype({"frame": int})
+    )
+
+
+def test_blocks_and_start(monkeypatch):
+    frames, net = movie(), network()
+    whole = table_of(frames, CAMERA, net)
+    monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    blocks = list(localize.localize(frames, CAMERA, net))
+    assert [done for done, _ in blocks] == [2, 4, 5]
+    assert all(table["frame"].between(done - 2, done - 1).all() for done, table in blocks)
+    assert_close(pd.concat([table for _, table in blocks], ignore_index=True), whole)
+    later = list(localize.localize(frames, CAMERA, net, start=4))
+    assert [done for done, _ in later] == [5] and later[0][1].equals(blocks[2][1])
+
+
+def test_arrays_tensors_and_files_are_alike(tmp_path):
+    frames, net = movie(), network()
+    write_movie(tmp_path / "movie.tif", frames)
+    expected = table_of(frames, CAMERA, net)
+    assert expected.equals(table_of(torch.from_numpy(frames.astype(np.int32)), CAMERA, net))
+    assert expected.equals(table_of(frames.astype(np.float64), CAMERA, net))
+    with read_movie(tmp_path / "movie.tif") as file:
+        assert expected.equals(table_of(file, CAMERA, net))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".hdf5"])
+@pytest.mark.parametrize("rows_at_once", [7, 1 << 15])
+def test_the_file_is_the_one_that_write_localizations_makes(tmp_path, monkeypatch, suffix, rows_at_once):
+    monkeypatch.setattr(_account, "ROWS_AT_ONCE", rows_at_once)
+    frames, net = movie(2, (12, 12)), network()
+    got, wanted = tmp_path / f"got{suffix}", tmp_path / f"wanted{suffix}"
+    count = localize_to_file(got, frames, CAMERA, net, 108.0, progress=False)
+    table = table_of(frames, CAMERA, net)
+    write_localizations(wanted, table, 108.0, (12, 12), 2)
+    assert count == len(table) > 7
+    if suffix == ".csv":
+        assert got.read_bytes() == wanted.read_bytes()
+    else:
+        with h5py.File(got) as a, h5py.File(wanted) as b:
+            assert a["locs"].dtype == b["locs"].dtype and np.array_equal(a["locs"][...], b["locs"][...])  # type: ignore
+            assert a["metadata"][()] == b["metadata"][()]  # type: ignore[index]
+        assert got.with_suffix(".yaml").read_bytes() == wanted.with_suffix(".yaml").read_bytes()
+    left = {p.name for p in tmp_path.iterdir()} - {p.with_suffix(".yaml").name for p in (got, wanted)}
+    assert left == {got.name, wanted.name}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".hdf5"])
+def test_a_movie_of_nothing(tmp_path, suffix):
+    path = tmp_path / f"locs{suffix}"
+    assert localize_to_file(path, np.full((3, 9, 9), 100), CAMERA, Painted(), 108.0, progress=False) == 0  # type: ignore
+    table = read_localizations(path, 108.0)
+    assert len(table) == 0 and list(table) == ["frame", "u", "v", "height", "mass"]
+
+
+# --- broken off ---------------------------------------------------------------------------------------------------
+
+KILLED = """
+    import os, signal, sys
+    import numpy as np, torch
+    from pathlib import Path
+    from smlmtut import _account, localize
+    from test_localize import CAMERA, movie, network
+
+    torch.set_num_threads(1)
+    localize.FRAMES_AT_ONCE, _account.ROWS_AT_ONCE = 2, 200
+    frames, net, path = movie(3, (12, 12)), network(), Path(sys.argv[1])
+
+    def die_at(moment):
+        '''Let the process kill itself at its moment-th change of a file; half of them are not yet done then.'''
+        seen = 0
+        def wrap(change):
+            def changed(*args, **kwargs):
+                nonlocal seen
+                seen += 1
+                if seen == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                result = change(*args, **kwargs)
+                seen += 1
+                if seen == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+            return changed
+        for name in ("fsync", "replace", "unlink", "truncate"):
+            setattr(os, name, wrap(getattr(os, name)))
+
+    def run(moment):
+        pid = os.fork()
+        if pid == 0:
+            die_at(moment)
+            localize.localize_to_file(path, frames, CAMERA, net, 108.0, progress=False)
+            os._exit(0)
+        return os.waitpid(pid, 0)[1]
+
+    assert run(-1) == 0
+    wanted = path.read_bytes()
+    assert len(wanted) > 2000
+    moment = kills = 0
+    while True:
+        moment += int(sys.argv[2])
+        path.unlink()
+        if run(moment) == 0:
+            break
+        kills += 1
+        # the file is whole or not there
+        assert not path.exists() or path.read_bytes() == wanted, moment
+        before = [p.name for p in path.parent.iterdir()]
+        path.touch()
+        assert run(-1) == 0
+        assert path.read_bytes() == wanted, (moment, before)
+        left = {p.name for p in path.parent.iterdir()} - {path.name, path.with_suffix(".yaml").name}
+        assert not left, (moment, left)
+    print(kills)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("suffix", "step"), [(".csv", 1), (".hdf5", 5)])
+def test_killed_at_every_change_of_a_file(tmp_path, suffix, step):
+    """Before and after each of them (.hdf5: of some); the run that follows ends with the bytes of one that was never killed."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / f"locs{suffix}"), str(step)]
+    path = {"PYTHONPATH": f"tests{os.pathsep}."}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **path})
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 20 / step
+
+
+@pytest.fixture
+def broken_off(tmp_path, monkeypatch):
+    """A run that ended after the first of three blocks."""
+    monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    frames = movie().astype(np.float32)
+    frames[3, 4, 5] = math.nan
+    path = tmp_path / "locs.csv"
+    with pytest.raises(ValueError, match="in frame 3"):
+        localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
+    assert not path.exists() and json.loads((tmp_path / "locs.csv.progress.json").read_text())["frames"] == 2
+    frames[3, 4, 5] = 100.0  # the middle of a movie is not part of its identity: too much to read
+    return path, frames
+
+
+def spied(monkeypatch) -> list[int]:
+    """The first frame of each block that is read from now on."""
+    read, first = localize._read, []
+    monkeypatch.setattr(localize, "_read", lambda *args: (first.append(args[2]), read(*args))[1])
+    return first
+
+
+def test_a_run_goes_on_where_it_was_or_starts_anew(broken_off, monkeypatch):
+    path, frames = broken_off
+    record, partial = (path.with_name(path.name + s) for s in (".progress.json", ".partial"))
+    kept = record.read_bytes(), partial.read_bytes()
+    first = spied(monkeypatch)
+    localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
+    assert first == [2, 4]
+    resumed = path.read_bytes()
+    for file, content in zip((record, partial), kept, strict=True):
+        file.write_bytes(content)
+    first.clear()
+    localize_to_file(path, frames, CAMERA, network(), 108.0, resume=False, progress=False)
+    assert first == [0, 2, 4] and path.read_bytes() == resumed
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_another_run_does_not_go_on(broken_off):
+    path, frames = broken_off
+    good = {"movie": frames, "camera": CAMERA, "network": network(), "pixel_size_nm": 108.0, "progress": False}
+    other = network()
+    with torch.no_grad():
+        other.head.bias += 1e-3  # type: ignore[operator]
+    changes = {
+        "movie": frames + 1, "camera": Camera(2.0, 100.0, 12.5, saturation=65535, integer=True), "network": other,
+        "threshold": 0.3, "min_mass": 0.1, "window": 100,
+    }  # fmt: skip
+    for name, value in changes.items():
+        with pytest.raises(ProgressMismatch, match=f"progress.json is of another run.*start anew: {name} was"):
+            localize_to_file(path, **{**good, name: value})
+    localize_to_file(path, **{**good, "pixel_size_nm": 100.0})  # used only at the end
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        (".progress.json", b"", "is damaged"),
+        (".progress.json", b'{"frames": 2}', "is damaged"),
+        (".partial", b"short", "must hold the"),
+        (".partial", None, "is damaged"),
+    ],
+)
+def test_a_damaged_record(broken_off, suffix, content, message):
+    path, frames = broken_off
+    damaged = path.with_name(path.name + suffix)
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
+    with pytest.raises(ProgressMismatch, match=message):
+        localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
+    assert localize_to_file(path, frames, CAMERA, network(), 108.0, resume=False, progress=False) > 0
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 65535.0])
+def test_bad_pixels_are_named(monkeypatch, value):
+    monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    frames = movie().astype(np.float32)
+    frames[3, 4, 5] = frames[3, 6, 7] = value
+    kind = "below the camera's saturation of 65535 ADU" if value == 65535 else "finite numbers"
+    message = f"values that are {kind}, got {value:g} in frame 3, counted from 0, at row 4, column 5 \\(2 pixels"
+    with pytest.raises(ValueError, match=message):
+        table_of(frames, CAMERA, network())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"movie": np.zeros((20, 24))}, "movie must have 3 dimensions"),
+        ({"movie": np.zeros((0, 20, 24))}, "movie must hold at least one frame"),
+        ({"camera": Camera(torch.ones(64, 64))}, r"movie must have the camera maps' size \(64, 64\)"),
+        ({"camera": Camera(torch.ones(5, 20, 24))}, r"camera must have numbers or \(H, W\) maps"),
+        ({"window": 10}, "window must be larger than twice the reach of 5 px"),
+        ({"window": 0}, "window must be a whole number"),
+        ({"threshold": -1.0}, "threshold must be finite and not negative"),
+        ({"threshold": math.nan}, "threshold must be finite and not negative"),
+        ({"min_mass": -1.0}, "min_mass must be finite and not negative"),
+        ({"pixel_size_nm": 0.0}, "pixel_size_nm must be finite and positive"),
+        ({"path": "locs.txt"}, "path must end in .csv, .hdf5, .h5"),
+    ],
+)
+def test_bad_arguments(tmp_path, change, message):
+    good = {"movie": movie(), "camera": CAMERA, "network": network(), "pixel_size_nm": 108.0, "progress": False}
+    path = tmp_path / change.pop("path", "locs.csv")
+    with pytest.raises(ValueError, match=message):
+        localize_to_file(path, **{**good, **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_start_must_be_a_frame_number():
+    with pytest.raises(ValueError, match="start must be a whole number of at least 0, got -1"):
+        table_of(movie(), CAMERA, network(), start=-1)
+
+
+def test_positions_far_from_the_corner_keep_their_digits():
+    frames = np.zeros((1, 700, 300), np.float32)
+    frames[0, 650, 298] = 16
+    found = table_of(frames, Camera(), Painted(), window=64)  # type: ignore[arg-type]
+    assert found[["u", "v"]].to_numpy().tolist() == [[298.375, 650.375]]
