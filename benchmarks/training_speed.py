@@ -78,7 +78,7 @@ def main() -> None:
     for name, step in kinds.items():
         simulating, learning = (1e3 * statistics.median(part) for part in (step.simulating, step.learning))
         print(
-            f"{name:18s} {batch / step.median:6.1f} frames/s; simulating {simulating:.0f} ms, learning {learning:.0f} ms"
+            f"{name:18s} {batch / step.median:6.1f} frames/s; simulating {simulating:.0f}, learning {learning:.0f} ms"
         )
     one, two = kinds["float32, 1 thread"], kinds["float32, 2 threads"]
     print(f"two threads against one: {one.median / two.median:.2f}")
