@@ -4,7 +4,7 @@ The likelihood is the surrogate of Eq. 2 in photo-electrons: x' = x + r² is Poi
 steps, the first two over the whole support of the prior:
 
 1. Search (_posterior_search): drop the positions that cannot matter, those some DEPTH nats below the best.
-2. Grid (_posterior_grid): a quadrature rule in every parameter over the box around what is left.
+2. Grid (_posterior_grid, _posterior_integral): a quadrature rule in every parameter over the box around what is left.
 3. Check. If the mass at an end inside the prior is not below EDGE, all starts again with a larger DEPTH.
 """
 
@@ -18,7 +18,8 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from ._posterior_grid import Axis, Cells, Grid, integrate
+from ._posterior_grid import Axis, Cells, Grid
+from ._posterior_integral import integrate
 from ._posterior_search import TINY, Scene, search
 from ._validate import choice, finite, image_shape, non_negative, positive, rank, whole
 from .fit import PARAMETERS

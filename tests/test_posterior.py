@@ -173,6 +173,25 @@ def test_moments_of_the_kde_and_of_the_parameters_are_those_of_its_samples():
     assert kstest(level, "uniform").pvalue > 1e-6
 
 
+def test_samples_of_an_emitter_at_a_corner_follow_its_correlations():
+    """Cut by the frame on two sides, N hangs together with u and v there: the covariance shows it."""
+    prior = Prior(photons=(100.0, 600.0), background=3.0, sigma=1.0)
+    theta = torch.tensor([[-0.45, -0.4, 250.0, 3.0, 1.0]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(11)
+    x = simulate.frames(emitters_of(theta), PSF(1.0), Camera(read_variance=READ), (9, 9), 3.0, generator)[0]
+    p, n = posterior(x, READ, prior), 8000
+    samples = p.sample(n, generator)
+    columns = [("u", p.u), ("v", p.v)]
+    for i, (name, values) in enumerate(columns):
+        z = (samples[:, [i, 2]] - samples.new_tensor([p.mean()[name], p.mean()["photons"]])) / samples.new_tensor(
+            [p.sd()[name], p.sd()["photons"]]
+        )
+        centred = (values - p.mean()[name])[:, None] * (p.photons.nodes - p.mean()["photons"])
+        correlation = float((p.mass * centred).sum()) / p.sd()[name] / p.sd()["photons"]
+        assert abs(float(z.mean(0).abs().max())) < 5 / math.sqrt(n)  # standard errors
+        assert float(z.prod(1).mean()) == pytest.approx(correlation, abs=5 * 2 / math.sqrt(n))  # sd of a product: < 2
+
+
 CALIBRATED = {
     "position and photons, disc": (Prior((100.0, 900.0), 5.0, 1.0, (4.0, 4.0, 3.5)), 150),
     "all five": (Prior((150.0, 900.0), (0.5, 12.0)), 25),
