@@ -43,8 +43,7 @@ class Account:
             self._take_up()
         else:
             self.record.unlink(missing_ok=True)  # first: without a record the rows do not count
-            self.partial.write_bytes(b"")
-        os.truncate(self.partial, self._bytes(self.rows))  # rows of a block that was not yet recorded
+            self.partial.unlink(missing_ok=True)
 
     def add(self, frames: int, table: pd.DataFrame) -> None:
         with open(self.partial, "ab") as file:
@@ -90,6 +89,7 @@ class Account:
                 f"{self.record} is of another run, go on with that one or start anew: {'; '.join(other)}"
             )
         self.frames, self.rows = frames, rows
+        os.truncate(self.partial, self._bytes(rows))  # rows of a block that was not yet recorded
 
     def _clean(self) -> None:
         """Remove what a run that was killed left of files it was just writing."""

@@ -153,9 +153,10 @@ def _peaks(y: Tensor, network: DeepSTORM, first: int, threshold: float, min_mass
             columns[name].append(values[own].cpu())
     table = pd.DataFrame({name: torch.cat(x).numpy() for name, x in columns.items()})
     table = table.astype({name: np.float64 for name in COLUMNS[1:]})
-    # a peak at the far edge of the last pixel is in the frame, which for a table ends just before that edge
+    # a peak at the far edge of the last pixel is in the frame, which for a table ends just before that edge; in
+    # float32, so that it does in Picasso's files too
     for name, size in (("u", width), ("v", height)):
-        table[name] = np.minimum(table[name], np.nextafter(size - 0.5, 0))
+        table[name] = table[name].clip(upper=float(np.nextafter(np.float32(size - 0.5), np.float32(0))))
     return table.sort_values("frame", kind="stable", ignore_index=True)
 
 

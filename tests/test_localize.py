@@ -296,7 +296,7 @@ KILLED = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("suffix", "step"), [(".csv", 1), (".hdf5", 5)])
 def test_killed_at_every_change_of_a_file(tmp_path, suffix, step):
-    """Before and after each of them (.hdf5: of some); the run that follows ends with the bytes of one that was never killed."""
+    """Before and after each (.hdf5: some) of them; the next run ends with the bytes of one that was not killed."""
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / f"locs{suffix}"), str(step)]
     path = {"PYTHONPATH": f"tests{os.pathsep}."}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **path})

@@ -1,0 +1,343 @@
+"""The commands: thin, and quick to start, since each imports what it needs when it runs."""
+
+import contextlib
+import csv
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .camera import Camera
+
+app = typer.Typer(
+    help="Single-molecule localization microscopy: simulate, train, localize, render.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+training_app = typer.Typer(help="Train a network.", no_args_is_help=True)
+app.add_typer(training_app, name="train")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Layout(StrEnum):
+    frame = "frame"
+    filaments = "filaments"
+    rings = "rings"
+    clusters = "clusters"
+
+
+Gain = Annotated[float | None, typer.Option(help="ADU per photo-electron.", show_default="1")]
+Offset = Annotated[float | None, typer.Option(help="ADU.", show_default="0")]
+ReadVariance = Annotated[float | None, typer.Option(help="ADU².", show_default="0")]
+Saturation = Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")]
+Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
+
+
+@training_app.command("deepstorm")
+def train_deepstorm(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run: checkpoint.pt, loss.csv, weights.safetensors.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Steps in total.", show_default="as for the shipped weights")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Frames a step.", show_default="as for the shipped weights")] = None,
+    learning_rate: Annotated[float | None, typer.Option(show_default="as for the shipped weights")] = None,
+    seed: Annotated[int | None, typer.Option(show_default="as for the shipped weights")] = None,
+    channels: Annotated[int | None, typer.Option(help="Features of the context module.", show_default="64")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.", show_default="500")] = None,
+    gain: Gain = None,
+    offset: Offset = None,
+    read_variance: ReadVariance = None,
+    gain_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")] = None,
+    offset_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")] = None,
+    read_variance_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")] = None,
+    device: Annotated[Device, typer.Option(help="auto: the fastest there is.")] = Device.auto,
+) -> None:
+    """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
+
+    A run that was broken off goes on when the same command is given again. Without a camera, the real maps that the
+    book uses are read; they are downloaded once. The weights appear in FOLDER/weights.safetensors at the end.
+
+    Example: smlmtut train deepstorm runs/mine --gain 2.0 --offset 100 --read-variance 22 --steps 5000
+    """
+    with _plain_errors():
+        from dataclasses import asdict, replace
+
+        import torch
+
+        from . import pretrained, recipes, training
+
+        numbers = (gain, offset, read_variance)
+        maps = (gain_map, offset_map, read_variance_map)
+        given = any(x is not None for x in (*numbers, *maps))
+        scene = recipes.reference_scene(_camera(*numbers, *maps, None, None, None) if given else None)
+        changes = {
+            "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed,
+            "checkpoint_every": checkpoint_every,
+        }  # fmt: skip
+        settings = replace(recipes.SHIPPED, **{name: x for name, x in changes.items() if x is not None})
+        recipe = recipes.deepstorm_2d(scene, settings, **({} if channels is None else {"channels": channels}))
+        network = recipe.network(settings.seed)
+        states = training.train(network, recipe.draw, recipe.loss, settings, folder, device.value)
+        for _ in training.follow(states, settings, "train deepstorm"):
+            pass
+        content = torch.load(folder / training.CHECKPOINT, map_location="cpu", weights_only=True)
+        network.cpu().load_state_dict(content["average"])
+        path = folder / "weights.safetensors"
+        pretrained.save(network, path, {"settings": asdict(settings)})  # type: ignore[arg-type]
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def simulate(
+    movie: Annotated[Path, typer.Argument(help="The movie to write, .tif: ADU, 16 bits.")],
+    truth: Annotated[Path, typer.Argument(help="The truth to write, .csv: one row for a molecule in a frame.")],
+    frames: Annotated[int, typer.Option(help="Length of the movie.")] = 1000,
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width, pixels.")] = (64, 64),
+    density: Annotated[float, typer.Option(help="Molecules per µm², bright or dark.")] = 10.0,
+    layout: Annotated[Layout, typer.Option(help="Where they are.")] = Layout.frame,
+    photons: Annotated[
+        tuple[float, float], typer.Option(help="Lowest and highest photons of a bright molecule per frame.")
+    ] = (500.0, 1500.0),
+    background: Annotated[float, typer.Option(help="Photons per pixel and frame.")] = 5.0,
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the PSF, pixels.")] = 1.0,
+    on_time: Annotated[float, typer.Option(help="Mean duration of a bright state, frames.")] = 2.0,
+    off_time: Annotated[float, typer.Option(help="Mean duration of a dark state, frames.")] = 500.0,
+    flashes: Annotated[float, typer.Option(help="Mean number of bright states before bleaching.")] = 4.0,
+    gain: Annotated[float, typer.Option(help="ADU per photo-electron.")] = 2.0,
+    offset: Annotated[float, typer.Option(help="ADU.")] = 100.0,
+    read_variance: Annotated[float, typer.Option(help="ADU².")] = 20.0,
+    pixel_size_nm: Pixel = 108.0,
+    seed: Annotated[int, typer.Option(help="The same seed, the same movie.")] = 0,
+) -> None:
+    """Simulate a movie of molecules that blink and bleach, and write down where they are.
+
+    The truth has ThunderSTORM's columns: frame (from 1), x and y in nm, photons; and a number for each molecule.
+
+    Example: smlmtut simulate movie.tif truth.csv --frames 2000 --layout filaments --density 50
+    """
+    with _plain_errors():
+        import numpy as np
+        import pandas as pd
+        import torch
+
+        from . import blinking, io, simulate, structures
+        from ._files import with_suffix
+        from ._validate import image_shape, non_negative, positive, whole
+        from .camera import Camera
+        from .distributions import Uniform
+        from .psf import PSF
+
+        with_suffix("movie", movie, io.TIFF_SUFFIXES)
+        with_suffix("truth", truth, (".csv",))
+        camera = Camera(gain, offset, read_variance, saturation=65535, integer=True)
+        kinetics = blinking.Kinetics(on_time, off_time, flashes, Uniform(*photons))
+        shape = image_shape("size", size)
+        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        per_pixel = non_negative("density", density) * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
+        if layout is Layout.frame:
+            found = simulate.uniform_in_frame(1, shape, 1.0, generator, density=per_pixel)
+            u, v = found.u[found.mask], found.v[found.mask]
+        else:
+            us, vs, present = structures.draw(layout.value, torch.tensor([per_pixel]), shape, generator)
+            u, v = us[present].double(), vs[present].double()
+        flashed = blinking.blink(u, v, kinetics, frames, generator)
+        adu = np.empty((frames, *shape), np.uint16)
+        done = 0
+        for part in blinking.movie(flashed, PSF(sigma), camera, shape, background, frames, generator):
+            adu[done : done + len(part)] = part.clamp(min=0).numpy()
+            done += len(part)
+        names = ("frame", "u", "v", "photons", "molecule")
+        table = pd.DataFrame({name: getattr(flashed, name).numpy() for name in names})
+        io.write_movie(movie, adu)
+        io.write_localizations(truth, table, pixel_size_nm)
+        typer.echo(f"wrote {frames} frames to {movie} and {len(table)} rows on {len(u)} molecules to {truth}")
+
+
+@app.command()
+def localize(
+    movie: Annotated[Path, typer.Argument(help="TIFF movie of grey frames of any size, ADU.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".csv (ThunderSTORM) or .hdf5 (Picasso).")],
+    pixel_size_nm: Pixel,
+    gain: Gain = None,
+    offset: Offset = None,
+    read_variance: ReadVariance = None,
+    gain_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")] = None,
+    offset_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")] = None,
+    read_variance_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")] = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="ROW,COLUMN", help="Where on the maps the movie's first pixel lies.")
+    ] = None,
+    saturation: Saturation = None,
+    weights: Annotated[str, typer.Option(help="Name of shipped weights, or a .safetensors file.")] = "deepstorm-2d",
+    threshold: Annotated[float, typer.Option(help="Lowest height of a peak; 1 for a certain molecule.")] = 0.25,
+    min_mass: Annotated[float, typer.Option(help="Lowest mass of a peak; about 1 for one molecule.")] = 0.0,
+    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on with a broken-off run, or not.")] = True,
+    device: Annotated[Device, typer.Option(help="auto: the fastest there is.")] = Device.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Localize the molecules of a movie with a trained network.
+
+    The camera is three numbers, or three HDF5 maps, one for each pixel; what is not given counts as gain 1, offset 0,
+    read variance 0. Memory does not grow with the movie. Give the same command again after an interruption: it goes
+    on where it was. Beside the position, height and mass of each peak are in the table.
+
+    Example: smlmtut localize movie.tif -o locs.csv --pixel-size-nm 108 --gain 2 --offset 100 --read-variance 20
+
+    Example: smlmtut localize movie.tif -o locs.hdf5 --pixel-size-nm 108 --gain-map gain.hdf5
+    --offset-map offset.hdf5 --read-variance-map readvar.hdf5 --crop 128,256
+    """
+    with _plain_errors():
+        from . import io, pretrained
+        from .localize import localize_to_file
+
+        with io.read_movie(movie) as file:
+            shape = (file.shape[1], file.shape[2])
+            maps = (gain_map, offset_map, read_variance_map)
+            camera = _camera(gain, offset, read_variance, *maps, _corner(crop), shape, saturation)
+            network = pretrained.load(weights, _device(device))
+            rows = localize_to_file(
+                output, file, camera, network, pixel_size_nm, threshold, min_mass, resume, progress=not quiet
+            )
+            typer.echo(f"wrote {rows} localizations of {len(file)} frames to {output}")
+
+
+@app.command()
+def render(
+    localizations: Annotated[Path, typer.Argument(help=".csv (ThunderSTORM) or .hdf5 (Picasso).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png (colours), .tif (float32, mass per pixel).")],
+    pixel_size_nm: Annotated[
+        float | None, typer.Option(help="Side of a camera pixel, nm.", show_default="108, or what an .hdf5 says")
+    ] = None,
+    factor: Annotated[int, typer.Option(help="Pixels of the image per camera pixel, along each axis.")] = 4,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width of the movie, pixels.", show_default="an .hdf5's, else the smallest"),
+    ] = None,
+    gaussian: Annotated[
+        bool, typer.Option("--gaussian/--histogram", help="Blur each by its own standard deviation, or count.")
+    ] = False,
+    sd_nm: Annotated[float | None, typer.Option(help="Blur all by this standard deviation instead, nm.")] = None,
+    brightest: Annotated[float, typer.Option(help="Quantile of the lit pixels that is white in a .png.")] = 0.99,
+) -> None:
+    """Render a table of localizations as a super-resolved image.
+
+    Example: smlmtut render locs.csv -o image.png --pixel-size-nm 108 --factor 8 --sd-nm 15
+    """
+    with _plain_errors():
+        import numpy as np
+
+        from . import io
+        from ._files import replacing, with_suffix
+        from ._validate import between, image_shape, positive
+        from .kde import render
+
+        with_suffix("output", output, (".png", *io.TIFF_SUFFIXES))
+        between("brightest", brightest, 0, 1)
+        in_csv = localizations.suffix.lower() == ".csv"
+        pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
+        table = io.read_localizations(localizations, pixel)
+        pixel = pixel if pixel is not None else table.attrs.get("pixel_size_nm", 108.0)
+        sd = None
+        if sd_nm is not None:
+            sd = positive("sd_nm", sd_nm) / pixel
+        elif gaussian:
+            if "u_sd" not in table or "v_sd" not in table:
+                raise ValueError(f"{localizations} must have standard deviations for --gaussian: give --sd-nm instead")
+            sd = np.sqrt(table["u_sd"] * table["v_sd"])
+        smallest = [int(np.floor(table[x].max() + 0.5)) + 1 if len(table) else 1 for x in ("v", "u")]
+        height, width = size or (table.attrs.get("height", smallest[0]), table.attrs.get("width", smallest[1]))
+        shape = image_shape("size", (height, width))
+        image = render(table["u"], table["v"], shape, factor, sd).numpy().astype(np.float32)
+        if output.suffix.lower() == ".png":
+            from matplotlib import image as images
+
+            lit = image[image > 1e-3 * image.max()]
+            top = float(np.quantile(lit, brightest)) if lit.size else 1.0
+            with replacing(output) as temporary:
+                images.imsave(temporary, image, vmin=0, vmax=top, cmap="inferno", format="png")
+        else:
+            io.write_movie(output, image[None])
+        seen = f"{image.sum(dtype=float):.6g} of {len(table)} localizations"
+        typer.echo(f"wrote {seen}, {image.shape[0]} × {image.shape[1]} pixels of {pixel / factor:g} nm, to {output}")
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What is wrong with the input in one line, and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = f"no such file: {error.filename}" if isinstance(error, FileNotFoundError) else str(error)
+        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+def _camera(
+    gain: float | None,
+    offset: float | None,
+    read_variance: float | None,
+    gain_map: Path | None,
+    offset_map: Path | None,
+    read_variance_map: Path | None,
+    corner: tuple[int, int] | None,
+    shape: tuple[int, int] | None,
+    saturation: float | None,
+) -> "Camera":
+    """A camera of numbers and maps, and of the part of the maps that the movie shows."""
+    from . import io
+    from .camera import Camera
+
+    values = {}
+    for name, number, path, default in (
+        ("gain", gain, gain_map, 1.0),
+        ("offset", offset, offset_map, 0.0),
+        ("read_variance", read_variance, read_variance_map, 0.0),
+    ):
+        if number is not None and path is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} and --{option}-map must not both be given")
+        values[name] = io.read_map(path) if path is not None else default if number is None else number
+    camera = Camera(**values, saturation=saturation)
+    if corner is None or shape is None:
+        return camera
+    if camera.shape is None:
+        raise ValueError("--crop needs a map of the camera")
+    return camera.crop(*corner, shape)
+
+
+def _corner(crop: str | None) -> tuple[int, int] | None:
+    if crop is None:
+        return None
+    try:
+        row, column = next(csv.reader([crop]))
+        return int(row), int(column)
+    except ValueError as error:
+        raise ValueError(f"--crop must be ROW,COLUMN, for instance 128,256, got {crop!r}") from error
+
+
+def _device(device: Device) -> str:
+    import torch
+
+    if device is not Device.auto:
+        return device.value
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,237 @@
+"""The commands do what the functions do, explain themselves, and fail in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import torch
+from matplotlib.image import imread
+from test_localize import network
+from typer.testing import CliRunner
+
+from smlmtut import io, kde, pretrained
+from smlmtut.camera import Camera
+from smlmtut.cli import app
+from smlmtut.localize import localize_to_file
+
+NUMBERS = ["--gain", "2", "--offset", "100", "--read-variance", "20"]
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What a command prints, errors included."""
+    result = CliRunner().invoke(app, [str(x) for x in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A simulated movie with its truth, and the weights of a network."""
+    folder = tmp_path_factory.mktemp("cli")
+    run("simulate", folder / "movie.tif", folder / "truth.csv", "--frames", 40, "--size", 20, 24, "--density", 40,
+        "--off-time", 30, "--photons", 900, 1100)  # fmt: skip
+    pretrained.save(network(), folder / "weights.safetensors")
+    return folder
+
+
+def localize(folder, output, *more, movie="movie.tif", numbers=True, code=0):
+    return run(
+        "localize", folder / movie, "-o", output, "--pixel-size-nm", 108, *(NUMBERS if numbers else ()),
+        "--weights", folder / "weights.safetensors", "--quiet", *more, code=code,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["train", "deepstorm"], ["localize"], ["render"]])
+def test_help_has_an_example_with_options_that_exist(command):
+    text = run(*command, "--help")
+    # options may be broken at a hyphen at the end of a line
+    joined = "-".join(part.lstrip() for part in text.split("-\n"))
+    example = " ".join(joined.partition("Example: ")[2].partition("\n\n")[0].split())
+    assert example.startswith(" ".join(["smlmtut", *command]))
+    options = {word for word in example.split() if word.startswith("--")}
+    assert options or command == ["render"]
+    listed = joined.partition("Options:")[2]
+    assert all(f"  {option}" in listed or f", {option}" in listed for option in options)
+    assert "pixel" in text or "ADU" in text
+
+
+def test_help_starts_quickly_and_loads_no_torch():
+    code = "import sys, smlmtut.cli; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_simulate_writes_movie_and_truth(folder):
+    truth = io.read_localizations(folder / "truth.csv", 108.0)
+    with io.read_movie(folder / "movie.tif") as movie:
+        frames = movie[:].astype(float)
+    assert frames.shape == (40, 20, 24) and frames.dtype == float
+    assert list(truth) == ["frame", "u", "v", "photons", "molecule"]
+    # Σ electrons = background + photons of emitters inside: within 4 sd of Poisson and read noise; the emitters
+    # are in the frame, but up to half of the light of those at its border falls beside it, so ends are one-sided
+    electrons = (frames - 100).sum() / 2
+    background, light = 5.0 * frames.size, truth["photons"].sum()
+    noise = 4 * np.sqrt(background + light + 5.0 * frames.size)
+    assert background + 0.5 * light - noise < electrons < background + light + noise
+    assert (truth["photons"] <= 1100).all() and truth["frame"].is_monotonic_increasing
+
+
+def test_simulate_repeats_itself_by_seed_and_knows_structures(tmp_path):
+    def movie(name, *more):
+        run("simulate", tmp_path / name, tmp_path / "truth.csv", "--frames", 5, "--size", 9, 9, "--off-time", 5, *more)
+        return tifffile.imread(tmp_path / name)
+
+    one, same, other = movie("1.tif"), movie("2.tif"), movie("3.tif", "--seed", 1)
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    assert movie("4.tif", "--layout", "rings", "--density", 100).shape == (5, 9, 9)
+
+
+def test_localize_is_the_function(folder, tmp_path):
+    text = localize(folder, tmp_path / "locs.csv")
+    with io.read_movie(folder / "movie.tif") as movie:
+        camera, net = Camera(2.0, 100.0, 20.0), pretrained.load(folder / "weights.safetensors")
+        rows = localize_to_file(tmp_path / "same.csv", movie, camera, net, 108.0, progress=False)
+    assert f"wrote {rows} localizations of 40 frames to {tmp_path / 'locs.csv'}" in text and rows > 100
+    assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "same.csv").read_bytes()
+
+
+def test_maps_are_cropped_to_the_movie(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    maps = {
+        "gain": 2 + rng.random((40, 50)),
+        "offset": 90 + rng.random((40, 50)),
+        "read-variance": rng.random((40, 50)),
+    }
+    options = []
+    for name, values in maps.items():
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            file["map"] = values
+        options += [f"--{name}-map", tmp_path / f"{name}.hdf5"]
+    localize(folder, tmp_path / "locs.csv", *options, "--crop", "3,7", numbers=False)
+    gain, offset, variance = (torch.from_numpy(x[3:23, 7:31].copy()) for x in maps.values())
+    with io.read_movie(folder / "movie.tif") as movie:
+        net = pretrained.load(folder / "weights.safetensors")
+        localize_to_file(tmp_path / "same.csv", movie, Camera(gain, offset, variance), net, 108.0, progress=False)
+    assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "same.csv").read_bytes()
+    # numbers and maps together
+    text = localize(folder, tmp_path / "locs.csv", *options, "--gain", 2, numbers=False, code=2)
+    assert "--gain and --gain-map must not both be given" in text
+    text = localize(folder, tmp_path / "locs.csv", *options, numbers=False, code=2)
+    assert "must have the camera maps' size (40, 50)" in text
+
+
+def test_round_trip_from_simulation_to_image(folder, tmp_path):
+    """Through both formats, both images, and back: each localization is counted once."""
+    for suffix in ("csv", "hdf5"):
+        localize(folder, tmp_path / f"locs.{suffix}")
+    table = io.read_localizations(tmp_path / "locs.csv", 108.0)
+    again = io.read_localizations(tmp_path / "locs.hdf5")
+    np.testing.assert_allclose(table["u"], again["u"], atol=2e-6)  # Picasso's float32
+    text = run("render", tmp_path / "locs.hdf5", "-o", tmp_path / "image.tif", "--factor", 2)
+    assert f"wrote {len(table)} of {len(table)} localizations, 40 × 48 pixels of 54 nm" in text
+    (image,) = tifffile.imread(tmp_path / "image.tif")
+    expected = kde.render(again["u"], again["v"], (20, 24), 2)  # type: ignore[arg-type]
+    assert image.dtype == np.float32 and np.array_equal(image, expected.numpy())
+    run("render", tmp_path / "locs.csv", "-o", tmp_path / "blur.tif", "--sd-nm", 27, "--size", 20, 24)
+    expected = kde.render(table["u"], table["v"], (20, 24), 4, 0.25)  # type: ignore[arg-type]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "blur.tif")[0], expected, atol=1e-5)
+    run("render", tmp_path / "locs.csv", "-o", tmp_path / "image.png", "--size", 20, 24, "--factor", 3)
+    assert imread(tmp_path / "image.png").shape == (60, 72, 4)
+
+
+def test_render_blurs_by_the_tables_own_sd(tmp_path):
+    rows = "frame,x [nm],y [nm],uncertainty [nm]\n1,500,500,20\n1,700,300,40\n"
+    (tmp_path / "locs.csv").write_text(rows)
+    run(
+        "render",
+        tmp_path / "locs.csv",
+        "-o",
+        tmp_path / "image.tif",
+        "--pixel-size-nm",
+        100,
+        "--gaussian",
+        "--size",
+        10,
+        10,
+    )
+    known = io.read_localizations(tmp_path / "locs.csv", 100.0)
+    expected = kde.render(known["u"], known["v"], (10, 10), 4, [0.2, 0.4])  # type: ignore[arg-type]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "image.tif")[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_an_empty_table_is_a_dark_image(tmp_path, suffix):
+    (tmp_path / "locs.csv").write_text("frame,x [nm],y [nm]\n")
+    text = run("render", tmp_path / "locs.csv", "-o", tmp_path / f"image.{suffix}", "--size", 3, 4)
+    assert "wrote 0 of 0 localizations, 12 × 16 pixels of 27 nm" in text
+
+
+def test_errors_are_one_line_and_code_2(folder, tmp_path):
+    (tmp_path / "not.tif").write_text("no")
+    out = tmp_path / "locs.csv"
+    for text in (
+        localize(folder, out, movie="none.tif", code=2),
+        localize(tmp_path, out, movie="not.tif", code=2),
+        localize(folder, tmp_path / "locs.txt", code=2),
+        localize(folder, out, "--crop", "1;2", code=2),
+        localize(folder, out, "--crop", "1,2", code=2),
+        localize(folder, out, "--saturation", 110, code=2),
+        localize(folder, out, "--threshold", -1, code=2),
+        localize(folder, out, "--weights", "deepstorm-9d", code=2),
+        run("render", tmp_path / "none.csv", "-o", tmp_path / "image.png", code=2),
+        run("render", folder / "truth.csv", "-o", tmp_path / "image.gif", code=2),
+        run("render", folder / "truth.csv", "-o", tmp_path / "image.png", "--gaussian", code=2),
+        run("simulate", tmp_path / "movie.avi", tmp_path / "truth.csv", code=2),
+        run("simulate", tmp_path / "movie.tif", tmp_path / "truth.csv", "--photons", 9, 1, code=2),
+        run("train", "deepstorm", tmp_path / "run", "--steps", 0, "--gain", 2, code=2),
+    ):
+        assert text.startswith("error: ") and text.count("\n") == 1, text
+    assert [p.name for p in tmp_path.iterdir()] == ["not.tif"]
+
+
+def test_training_gives_weights_that_localize_takes(folder, tmp_path):
+    """Three steps of a tiny network; and again, which changes nothing."""
+    command = [
+        "train", "deepstorm", tmp_path / "run", "--steps", 3, "--batch", 2, "--channels", 4, "--device", "cpu",
+        "--gain", 2, "--offset", 100, "--read-variance", 20,
+    ]  # fmt: skip
+    run(*command)
+    weights = tmp_path / "run" / "weights.safetensors"
+    before = weights.read_bytes()
+    content = pretrained.describe(weights)
+    assert content["arguments"]["channels"] == 4 and content["settings"]["steps"] == 3
+    localize(folder, tmp_path / "locs.csv", "--weights", weights)
+    weights.unlink()
+    run(*command)
+    assert weights.read_bytes() == before
+    text = run(*command, "--seed", 5, code=2)
+    assert "holds a run with other settings" in text
+
+
+def test_a_command_that_is_killed_goes_on(folder, tmp_path):
+    """The real thing: a process of its own, SIGKILL after its first block, and the same command again."""
+    with io.read_movie(folder / "movie.tif") as movie:
+        io.write_movie(tmp_path / "long.tif", np.concatenate([movie[:]] * 20))
+    out, record = tmp_path / "locs.csv", tmp_path / "locs.csv.progress.json"
+    command = [
+        sys.executable, "-m", "smlmtut.cli", "localize", tmp_path / "long.tif", "-o", out, "--pixel-size-nm", "108",
+        *NUMBERS, "--weights", folder / "weights.safetensors",
+    ]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(6000):
+            if record.exists() or process.poll() is not None:
+                break
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and record.exists() and not out.exists()
+    localize(tmp_path, out, "--weights", folder / "weights.safetensors", movie="long.tif")
+    resumed = out.read_bytes()
+    localize(tmp_path, out, "--weights", folder / "weights.safetensors", "--restart", movie="long.tif")
+    assert out.read_bytes() == resumed and not record.exists()
