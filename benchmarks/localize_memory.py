@@ -5,8 +5,8 @@
 Each movie is written, and then localized by `localize_to_file` in a process of its own, whose high-water mark of
 resident memory the kernel reports. The last line is the peak of the long movie over that of the short one.
 Without --weights the network is DeepSTORM's default with random weights, scaled so that it finds about the number of
-peaks of a crowded movie: its time and memory do not depend on what the weights are. With few --channels the process
-is smaller, so that whatever grows with the movie weighs more. Linux and macOS.
+peaks of a crowded movie: its time and memory do not depend on what the weights are. With --small the process
+needs less memory, so that whatever grows with the movie weighs more. Linux and macOS.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--frames", type=int, nargs=2, default=(1_000, 20_000), help="lengths of the two movies")
     parser.add_argument("--weights", help="name or file of the network; default: random weights")
-    parser.add_argument("--channels", type=int, default=64, help="of the random network: few make it quick and small")
+    parser.add_argument("--small", action="store_true", help="a random network of few features: quick")
     parser.add_argument("--suffix", choices=(".csv", ".hdf5"), default=".csv", help="format of the table")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
             write(path, frames)
             weights = args.weights or str(Path(folder) / "random.safetensors")
             if not args.weights:
-                pretrained.save(random_network(path, args.channels), weights)
+                pretrained.save(random_network(path, args.small), weights)
             command = [sys.executable, __file__, "--one", path, "--weights", weights, "--suffix", args.suffix]
             out = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
         print(out, end="", flush=True)
@@ -81,10 +81,10 @@ def write(path: Path, frames: int) -> None:
     io.write_movie(path, some[np.arange(frames) % KEPT])
 
 
-def random_network(path: Path, channels: int) -> DeepSTORM:
+def random_network(path: Path, small: bool) -> DeepSTORM:
     """Random weights whose ŷ has the spread that makes some ten peaks a frame."""
     torch.manual_seed(0)
-    network = DeepSTORM(channels).eval()
+    network = (DeepSTORM(8, (1, 2), (8, 4), 1) if small else DeepSTORM()).eval()
     torch.nn.init.normal_(network.head.weight)
     with io.read_movie(path) as movie, torch.no_grad():
         y = torch.from_numpy(movie[:20].astype(np.float32))

@@ -78,7 +78,8 @@ def test_simulate_writes_movie_and_truth(folder):
     background, light = 5.0 * frames.size, truth["photons"].sum()
     noise = 4 * np.sqrt(background + light + 5.0 * frames.size)
     assert background + 0.5 * light - noise < electrons < background + light + noise
-    assert (truth["photons"] <= 1100).all() and truth["frame"].is_monotonic_increasing
+    assert float(np.max(truth["photons"])) <= 1100
+    assert (np.diff(truth["frame"]) >= 0).all()
 
 
 def test_simulate_repeats_itself_by_seed_and_knows_structures(tmp_path):
