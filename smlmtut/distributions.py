@@ -26,7 +26,9 @@ class Uniform:
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Float32 of that shape, on the generator's device."""
-        return self.low + (self.high - self.low) * torch.rand(shape, generator=generator, device=generator.device)
+        return self.low + (self.high - self.low) * torch.rand(
+            shape, generator=generator, dtype=torch.float32, device=generator.device
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class LogNormal:
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Float32 of that shape, on the generator's device."""
-        normal = torch.randn(shape, generator=generator, device=generator.device)
+        normal = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
         return self.median * (self.spread * normal).exp()
 
 
@@ -69,7 +71,7 @@ def draw(distribution: Distribution, shape: tuple[int, ...], generator: torch.Ge
     """Numbers of a distribution, or a fixed number, as float32 on the generator's device."""
     if isinstance(distribution, Uniform | LogUniform | LogNormal):
         return distribution.draw(shape, generator)
-    return torch.full(shape, float(distribution), device=generator.device)
+    return torch.full(shape, float(distribution), dtype=torch.float32, device=generator.device)
 
 
 def number_or_distribution(name: str, value: Distribution) -> Distribution:

@@ -29,7 +29,7 @@ BORDER_NM = 450.0  # of the challenge, for its frames of 6400 nm
 
 
 class Positions(Protocol):
-    """What has a frame, u and v, each (K,): a table of localizations, kde.Found, Points."""
+    """What has a frame, u and v, each (K,): a table of localizations, kde.Peaks, Points."""
 
     @property
     def frame(self) -> Any: ...

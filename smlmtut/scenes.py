@@ -134,7 +134,7 @@ def _positions(scene: Scene, per_pixel: Tensor, shape: tuple[int, int], generato
         area = (width + 2 * scene.margin) * (height + 2 * scene.margin)
     counts = torch.poisson(per_pixel * area, generator=generator)
     present = torch.arange(max(int(counts.max()), 1), device=counts.device) < counts[:, None]  # (B, E)
-    a, b = torch.rand((2, *present.shape), generator=generator, device=generator.device)
+    a, b = torch.rand((2, *present.shape), generator=generator, dtype=torch.float32, device=generator.device)
     if scene.layout == "disc":
         r, angle = scene.radius * a.sqrt(), 2 * math.pi * b  # the area inside r grows as r²
         return (width - 1) / 2 + r * angle.cos(), (height - 1) / 2 + r * angle.sin(), present
@@ -145,9 +145,9 @@ def _positions(scene: Scene, per_pixel: Tensor, shape: tuple[int, int], generato
 def _slope(gradient: Distribution, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """(B, H, W): 1 at the centre, changing by `gradient` across the frame in a random direction."""
     if gradient == 0.0:
-        return torch.ones(1, 1, 1, device=generator.device)
+        return torch.ones(1, 1, 1, dtype=torch.float32, device=generator.device)
     change = draw(gradient, (batch,), generator)
-    angle = 2 * math.pi * torch.rand(batch, generator=generator, device=generator.device)
+    angle = 2 * math.pi * torch.rand(batch, generator=generator, dtype=torch.float32, device=generator.device)
     along_u, along_v = (_across(n, generator.device) for n in (shape[1], shape[0]))
     # |cos| + |sin| is the longest way across the square, from corner to corner
     cos, sin = (x / (angle.cos().abs() + angle.sin().abs()) for x in (angle.cos(), angle.sin()))
@@ -157,7 +157,9 @@ def _slope(gradient: Distribution, batch: int, shape: tuple[int, int], generator
 
 def _across(size: int, device: torch.device) -> Tensor:
     """-1/2 to 1/2 along a side of the frame; 0 where it is one pixel."""
-    return torch.linspace(-0.5, 0.5, size, device=device) if size > 1 else torch.zeros(1, device=device)
+    return (
+        torch.linspace(-0.5, 0.5, size, dtype=torch.float32, device=device) if size > 1 else torch.zeros(1).to(device)
+    )
 
 
 def _part(camera: Camera, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Camera:

@@ -22,8 +22,8 @@ def draw(
     name: "filaments": curves that wander across the frame, about one for 12 px of its side; "rings": circles
         of random radius, one for 40 px²; "clusters": round Gaussian clouds, one for 60 px².
     per_pixel: (B,) mean number of emitters per pixel of the frame; they choose a structure evenly.
-    Returns u, v (B, E) float32 and present (B, E): a Poisson number in each frame. Some lie beyond the
-    border: of filaments, which are long enough to cross the frame, about two thirds.
+    Returns u, v (B, E) float32 and present (B, E): a Poisson number in each frame. Some lie beyond the border,
+    by a structure's size at most; of a filament, by a pixel.
     """
     choice("name", name, NAMES)
     height, width = image_shape("shape", shape)
@@ -48,11 +48,13 @@ def _filaments(size: torch.Size, shape: tuple[int, int], generator: torch.Genera
     # the middle of the walk lies near the place that was drawn, inside the frame
     path_u = path_u - path_u[..., length // 2 :][..., :1] + start_u * width - 0.5
     path_v = path_v - path_v[..., length // 2 :][..., :1] + start_v * height - 0.5
-    which = torch.randint(many, size, generator=generator, device=generator.device)
-    along = _rand(size, generator) * (length - 1.001)
-    step = along.long()
+    # emitters sit evenly along what lies inside the frame: the middle of every walk does
+    inside = ((path_u + 0.5 - width / 2).abs() < width / 2) & ((path_v + 0.5 - height / 2).abs() < height / 2)
+    chance = inside[..., :-1].flatten(1).float()  # (B, filaments · steps)
+    picked = torch.multinomial(chance, size[1], replacement=True, generator=generator)
+    which, step = picked // (length - 1), picked % (length - 1)
     rows = torch.arange(batch, device=generator.device)[:, None]
-    between = along - step
+    between = _rand(size, generator)
     u = torch.lerp(path_u[rows, which, step], path_u[rows, which, step + 1], between)
     v = torch.lerp(path_v[rows, which, step], path_v[rows, which, step + 1], between)
     return u + THICKNESS * _randn(size, generator), v + THICKNESS * _randn(size, generator)
@@ -82,8 +84,8 @@ def _centers(size, shape: tuple[int, int], many: int, extent: tuple[float, float
 
 
 def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device)
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device)
 
 
 def _randn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
