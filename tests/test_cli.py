@@ -217,11 +217,11 @@ def test_training_gives_weights_that_localize_takes(folder, tmp_path):
 def test_a_command_that_is_killed_goes_on(folder, tmp_path):
     """The real thing: a process of its own, SIGKILL after its first block, and the same command again."""
     with io.read_movie(folder / "movie.tif") as movie:
-        io.write_movie(tmp_path / "long.tif", np.concatenate([movie[:]] * 20))
+        io.write_movie(tmp_path / "long.tif", np.concatenate([movie[:]] * 13))
     out, record = tmp_path / "locs.csv", tmp_path / "locs.csv.progress.json"
     command = [
         sys.executable, "-m", "smlmtut.cli", "localize", tmp_path / "long.tif", "-o", out, "--pixel-size-nm", "108",
-        *NUMBERS, "--weights", folder / "weights.safetensors",
+        *NUMBERS, "--weights", folder / "weights.safetensors", "--threshold", "1",
     ]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
     try:
@@ -232,7 +232,8 @@ def test_a_command_that_is_killed_goes_on(folder, tmp_path):
     finally:
         os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and record.exists() and not out.exists()
-    localize(tmp_path, out, "--weights", folder / "weights.safetensors", movie="long.tif")
+    more = ["--weights", folder / "weights.safetensors", "--threshold", "1"]
+    localize(tmp_path, out, *more, movie="long.tif")
     resumed = out.read_bytes()
-    localize(tmp_path, out, "--weights", folder / "weights.safetensors", "--restart", movie="long.tif")
+    localize(tmp_path, out, *more, "--restart", movie="long.tif")
     assert out.read_bytes() == resumed and not record.exists()
