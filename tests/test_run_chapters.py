@@ -77,6 +77,7 @@ def test_a_second_run_runs_nothing(project, ran, capsys):
         (lambda root: (root / "notebooks" / "02_two.md").write_text(HEADER + "\nMore.\n"), ["02_two"]),
         (lambda root: (root / "smlmtut" / "psf.py").write_text("x = 2\n"), ["01_one", "02_two"]),
         (lambda root: (root / "smlmtut" / "new.py").write_text(""), ["01_one", "02_two"]),
+        (lambda root: (root / "smlmtut" / "new.safetensors").write_text(""), ["01_one", "02_two"]),
         (lambda root: (root / "smlmtut" / "psf.py").rename(root / "smlmtut" / "p.py"), ["01_one", "02_two"]),
         (lambda root: shutil.rmtree(root / "_build" / "executed"), ["01_one", "02_two"]),
         (lambda root: (root / "_build" / "executed" / "book" / "01_one.ipynb").unlink(), ["01_one"]),

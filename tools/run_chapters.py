@@ -54,12 +54,16 @@ def chapters(names: list[str] | None = None) -> list[Path]:
     return picked
 
 
+HASHED = (".py", ".safetensors", ".json", ".csv")  # of the package: code, weights, tables
+
+
 def fingerprint(source: Path, profile: str, device: str) -> str:
-    """Hash of all that a run depends on: the chapter, the package, profile, device, Python and libraries."""
+    """Hash of all that a run depends on: the chapter, the package and its data, profile, device, Python, libraries."""
     digest = hashlib.sha256(f"{profile} {device} {sys.version}".encode())
     for library in ("torch", "numpy", "scipy", "matplotlib", "pandas", "scikit-image"):
         digest.update(f"{library} {version(library)}".encode())
-    for path in [source, *sorted((ROOT / "smlmtut").rglob("*.py"))]:
+    package = (path for path in (ROOT / "smlmtut").rglob("*.*") if path.suffix in HASHED)
+    for path in [source, *sorted(package)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
