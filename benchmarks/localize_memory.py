@@ -39,22 +39,29 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a random network of few features: quick")
     parser.add_argument("--suffix", choices=(".csv", ".hdf5"), default=".csv", help="format of the table")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.write:
+        return write(args.one, args.write, args.weights, args.small)
     if args.one:
         return localize_one(args.one, args.weights, args.suffix)
     peaks = []
     for frames in args.frames:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "movie.tif"
-            write(path, frames)
             weights = args.weights or str(Path(folder) / "random.safetensors")
-            if not args.weights:
-                pretrained.save(random_network(path, args.small), weights)
-            command = [sys.executable, __file__, "--one", path, "--weights", weights, "--suffix", args.suffix]
-            out = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+            # the movie is made in another process too: a new process inherits its parent's high-water mark
+            run("--one", path, "--write", frames, "--weights", weights, *(["--small"] if args.small else []))
+            out = run("--one", path, "--weights", weights, "--suffix", args.suffix)
         print(out, end="", flush=True)
         peaks.append(float(out.split()[-2]))
     print(f"peak memory, {args.frames[1]} frames over {args.frames[0]}: {peaks[1] / peaks[0]:.3f}")
+
+
+def run(*arguments: object) -> str:
+    """What this script prints with other arguments."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def localize_one(path: Path, weights: str, suffix: str) -> None:
@@ -70,8 +77,8 @@ def localize_one(path: Path, weights: str, suffix: str) -> None:
         print(f"{len(movie)} frames, {rows} localizations, {speed}, peak {peak:.0f} MB")
 
 
-def write(path: Path, frames: int) -> None:
-    """A movie of blinking molecules."""
+def write(path: Path, frames: int, weights: str, small: bool) -> None:
+    """A movie of blinking molecules, and random weights beside it where they are asked for."""
     generator = torch.Generator().manual_seed(0)
     found = simulate.uniform_in_frame(1, SHAPE, 1.0, generator, count=1500)
     kinetics = blinking.Kinetics(off_time=400.0, flashes=100.0)
@@ -79,6 +86,8 @@ def write(path: Path, frames: int) -> None:
     parts = blinking.movie(flashes, PSF(1.0), CAMERA, SHAPE, 5.0, KEPT, generator)
     some = torch.cat(list(parts)).clamp(min=0).numpy().astype(np.uint16)
     io.write_movie(path, some[np.arange(frames) % KEPT])
+    if Path(weights).parent == path.parent:
+        pretrained.save(random_network(path, small), weights)
 
 
 def random_network(path: Path, small: bool) -> DeepSTORM:
