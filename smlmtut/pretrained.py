@@ -15,7 +15,9 @@ from .data import HashMismatch
 from .deepstorm import DeepSTORM
 
 FOLDER = Path(__file__).parent / "weights"
-SHA256: dict[str, str] = {}  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
+SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
+    "deepstorm-2d": "8ccbff15698df0e9edf9aeb48dfbe0b4e1d850915b076cbf40eb3d2e61167a76",
+}
 
 SUFFIX = ".safetensors"
 KEY = "smlmtut"  # of the file's metadata: one JSON text, so that equal networks give equal bytes
