@@ -13,7 +13,7 @@ from .camera import Camera, to_photoelectrons
 INPUTS = 2  # stabilized signal, read noise
 SIGNAL_SCALE, NOISE_SCALE = 8.0, 4.0  # bring a typical spot and a noisy pixel to about 1
 ANSCOMBE = 3 / 8
-PIXELS_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
+PIXELS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
 
 
 class DeepSTORM(nn.Module):
@@ -71,13 +71,13 @@ class DeepSTORM(nn.Module):
 
     def raw(self, electrons: Tensor, read_variance: Tensor | float) -> Tensor:
         """What the HardTanh gets, (B, 1, 4H, 4W)."""
-        h = F.relu(self.stem(network_input(electrons, read_variance)))  # (B, C, H, W)
+        h = F.relu(self.stem(network_input(electrons, read_variance)), inplace=True)  # (B, C, H, W)
         for layer in self.context:
-            h = h + F.relu(layer(h))
+            h = h + F.relu(layer(h), inplace=True)
         for layer in self.resize:
-            h = F.relu(layer(F.interpolate(h, scale_factor=2.0, mode="nearest")))  # ×2, ×4
+            h = F.relu(layer(F.interpolate(h, scale_factor=2.0, mode="nearest")), inplace=True)  # ×2, ×4
         for layer in self.predict:
-            h = h + F.relu(layer(h))
+            h = h + F.relu(layer(h), inplace=True)
         return self.head(h)  # (B, 1, 4H, 4W)
 
     @property

@@ -82,7 +82,8 @@ def load(name_or_path: str | Path = "deepstorm-2d", device: torch.device | str =
             raise ArchitectureMismatch(f"{path} must hold floating-point weights, got {name} of type {x.dtype}")
         finite(f"{name} in {path}", x)
     network.load_state_dict({name: x.float() for name, x in tensors.items()}, assign=True)
-    return network.to(device).eval().requires_grad_(False)
+    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network.eval().requires_grad_(False)
 
 
 def describe(name_or_path: str | Path = "deepstorm-2d") -> dict[str, Any]:
