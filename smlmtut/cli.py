@@ -155,14 +155,19 @@ def simulate(
             u, v = us[present].double(), vs[present].double()
         flashed = blinking.blink(u, v, kinetics, frames, generator)
         adu = np.empty((frames, *shape), np.uint16)
-        done = 0
+        done = below = 0
         for part in blinking.movie(flashed, PSF(sigma), camera, shape, background, frames, generator):
-            adu[done : done + len(part)] = part.clamp(min=0).numpy()
+            below += int((part < 0).sum())
+            adu[done : done + len(part)] = part.clamp(min=0).numpy()  # a converter has no negative numbers
             done += len(part)
         names = ("frame", "u", "v", "photons", "molecule")
         table = pd.DataFrame({name: getattr(flashed, name).numpy() for name in names})
         io.write_movie(movie, adu)
         io.write_localizations(truth, table, pixel_size_nm)
+        if below:
+            typer.echo(
+                f"{below} pixels below 0 ADU are 0 in the movie, as in a real camera: --offset raises them", err=True
+            )
         typer.echo(f"wrote {frames} frames to {movie} and {len(table)} rows on {len(u)} molecules to {truth}")
 
 
