@@ -97,7 +97,7 @@ case("one dead pixel in the gain", lambda _: Camera(spoiled(0, 4, 4)), "gain", "
 case("negative variance", lambda _: Camera(read_variance=-1.0), "read_variance", "got -1")
 case("NaN offset", lambda _: Camera(offset=NAN), "offset", "finite", "got nan")
 case("maps of two sizes", lambda _: Camera(filled(1, 4, 4), filled(1, 5, 4)), "gain", "offset", "(4, 4)", "(5, 4)")
-case("a map of rank 3", lambda _: Camera(filled(1, 2, 3, 4)), "gain", "dimensions", "(2, 3, 4)")
+case("a map of rank 4", lambda _: Camera(filled(1, 1, 2, 3, 4)), "gain", "dimensions", "(1, 2, 3, 4)")
 case("efficiency above 1", lambda _: Camera(quantum_efficiency=1.2), "quantum_efficiency", "got 1.2")
 case("efficiency 0", lambda _: Camera(quantum_efficiency=0.0), "quantum_efficiency", "got 0")
 case("saturation below offset", lambda _: Camera(offset=100.0, saturation=90.0), "saturation", "offset", "90")

@@ -47,7 +47,7 @@ def test_a_network_comes_back_bit_by_bit_ready_to_use(path):
         assert name == other and torch.equal(a, b) and b.dtype == torch.float32
     assert not any(p.requires_grad for p in after.parameters())
     x = torch.rand(2, 1, 9, 8) * 50
-    before = before.to(memory_format=torch.channels_last)  # another layout sums in another order
+    before.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # layouts sum in their own order
     assert torch.equal(before(x, 2.0), after(x, 2.0))
 
 
