@@ -40,11 +40,11 @@ class Step:
         began = time.perf_counter()
         batch = self.recipe.draw(self.recipe.settings.batch, generator)
         self.simulating.append(time.perf_counter() - began)
-        self.learning.append(seconds(lambda: self.learn(batch, generator)))
+        self.learning.append(seconds(lambda: self.learn(batch)))
 
-    def learn(self, batch: training.Batch, generator: torch.Generator) -> None:
+    def learn(self, batch: training.Batch) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            value = self.recipe.loss(self.network, batch, generator)
+            value = self.recipe.loss(self.network, batch)
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.settings.clip)
         self.optimizer.step()

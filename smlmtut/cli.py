@@ -42,6 +42,9 @@ class Layout(StrEnum):
 Gain = Annotated[float | None, typer.Option(help="ADU per photo-electron.", show_default="1")]
 Offset = Annotated[float | None, typer.Option(help="ADU.", show_default="0")]
 ReadVariance = Annotated[float | None, typer.Option(help="ADU².", show_default="0")]
+GainMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")]
+OffsetMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")]
+ReadVarianceMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")]
 Saturation = Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")]
 Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
 
@@ -60,9 +63,9 @@ def train_deepstorm(
     gain: Gain = None,
     offset: Offset = None,
     read_variance: ReadVariance = None,
-    gain_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")] = None,
-    offset_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")] = None,
-    read_variance_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")] = None,
+    gain_map: GainMap = None,
+    offset_map: OffsetMap = None,
+    read_variance_map: ReadVarianceMap = None,
     device: Annotated[Device, typer.Option(help="auto: the fastest there is.")] = Device.auto,
 ) -> None:
     """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
@@ -74,8 +77,6 @@ def train_deepstorm(
     """
     with _plain_errors():
         from dataclasses import asdict, replace
-
-        import torch
 
         from . import pretrained, recipes, training
 
@@ -93,8 +94,7 @@ def train_deepstorm(
         states = training.train(network, recipe.draw, recipe.loss, settings, folder, device.value)
         for _ in training.follow(states, settings, "train deepstorm"):
             pass
-        content = torch.load(folder / training.CHECKPOINT, map_location="cpu", weights_only=True)
-        network.cpu().load_state_dict(content["average"])
+        training.read_average(network.cpu(), folder)
         path = folder / "weights.safetensors"
         pretrained.save(network, path, {"settings": asdict(settings)})  # type: ignore[arg-type]
         typer.echo(f"wrote {path}")
@@ -133,7 +133,7 @@ def simulate(
         import pandas as pd
         import torch
 
-        from . import blinking, io, simulate, structures
+        from . import blinking, io, scenes
         from ._files import with_suffix
         from ._validate import image_shape, non_negative, positive, whole
         from .camera import Camera
@@ -147,12 +147,9 @@ def simulate(
         shape = image_shape("size", size)
         generator = torch.Generator().manual_seed(whole("seed", seed, 0))
         per_pixel = non_negative("density", density) * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
-        if layout is Layout.frame:
-            found = simulate.uniform_in_frame(1, shape, 1.0, generator, density=per_pixel)
-            u, v = found.u[found.mask], found.v[found.mask]
-        else:
-            us, vs, present = structures.draw(layout.value, torch.tensor([per_pixel]), shape, generator)
-            u, v = us[present].double(), vs[present].double()
+        scene = scenes.Scene(layout=layout.value, margin=0)
+        us, vs, present = scenes.draw_positions(scene, torch.tensor([per_pixel]), shape, generator)
+        u, v = us[present].double(), vs[present].double()
         flashed = blinking.blink(u, v, kinetics, frames, generator)
         adu = np.empty((frames, *shape), np.uint16)
         done = below = 0
@@ -179,9 +176,9 @@ def localize(
     gain: Gain = None,
     offset: Offset = None,
     read_variance: ReadVariance = None,
-    gain_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")] = None,
-    offset_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")] = None,
-    read_variance_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")] = None,
+    gain_map: GainMap = None,
+    offset_map: OffsetMap = None,
+    read_variance_map: ReadVarianceMap = None,
     crop: Annotated[
         str | None, typer.Option(metavar="ROW,COLUMN", help="Where on the maps the movie's first pixel lies.")
     ] = None,
@@ -245,12 +242,11 @@ def render(
         import numpy as np
 
         from . import io
-        from ._files import replacing, with_suffix
-        from ._validate import between, image_shape, positive
+        from ._files import with_suffix
+        from ._validate import image_shape, positive
         from .kde import render
 
-        with_suffix("output", output, (".png", *io.TIFF_SUFFIXES))
-        between("brightest", brightest, 0, 1)
+        with_suffix("output", output, io.IMAGE_SUFFIXES)  # before the work, not after
         in_csv = localizations.suffix.lower() == ".csv"
         pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
         table = io.read_localizations(localizations, pixel)
@@ -266,15 +262,7 @@ def render(
         height, width = size or (table.attrs.get("height", smallest[0]), table.attrs.get("width", smallest[1]))
         shape = image_shape("size", (height, width))
         image = render(table["u"], table["v"], shape, factor, sd).numpy().astype(np.float32)
-        if output.suffix.lower() == ".png":
-            from matplotlib import image as images
-
-            lit = image[image > 1e-3 * image.max()]
-            top = float(np.quantile(lit, brightest)) if lit.size else 1.0
-            with replacing(output) as temporary:
-                images.imsave(temporary, image, vmin=0, vmax=top, cmap="inferno", format="png")
-        else:
-            io.write_movie(output, image[None])
+        io.write_image(output, image, brightest)
         seen = f"{image.sum(dtype=float):.6g} of {len(table)} localizations"
         typer.echo(f"wrote {seen}, {image.shape[0]} × {image.shape[1]} pixels of {pixel / factor:g} nm, to {output}")
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import tifffile
+from matplotlib.image import imsave
 from torch import Tensor
 
 from ._files import TruncatedFile, hdf5, replacing, with_suffix
 from ._tiff import check_structure
-from ._validate import finite, non_negative, positive, rank, whole
+from ._validate import between, finite, non_negative, positive, rank, whole
 from .tables import read_localizations, write_localizations
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "read_localizations",
     "read_map",
     "read_movie",
+    "write_image",
     "write_localizations",
     "write_movie",
 ]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", *TIFF_SUFFIXES)
 GRAY = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE)
 
 
@@ -144,6 +147,23 @@ def write_movie(path: str | Path, frames: np.ndarray | Tensor) -> None:
             photometric="minisblack",
             metadata={"axes": "TYX"},
         )
+
+
+def write_image(path: str | Path, image: np.ndarray, brightest: float = 0.99) -> None:
+    """Write a super-resolved image (H, W): .tif keeps the numbers, .png shows them in colours.
+
+    brightest: quantile of the lit pixels (above a thousandth of the largest) that a .png shows as white.
+    A file that is there is replaced only when all is written. Raises ValueError for another suffix or rank, or
+    a quantile outside of [0, 1].
+    """
+    path = with_suffix("path", path, IMAGE_SUFFIXES)
+    between("brightest", brightest, 0, 1)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return write_movie(path, rank("image", image, 2)[None])
+    lit = image[rank("image", image, 2) > 1e-3 * image.max()]
+    with replacing(path) as temporary:
+        top = float(np.quantile(lit, brightest)) if lit.size else 1.0
+        imsave(temporary, image, vmin=0, vmax=top, cmap="inferno", format="png")
 
 
 def read_map(path: str | Path, dataset: str | None = None) -> np.ndarray:

@@ -67,8 +67,8 @@ def kde(
         weight = weight * weights
     if amplitude == "mass":
         weight = weight / (2 * math.pi * sigma**2)
-    along_u = _kernel(to_super_resolved(emitters.u, factor), sigma, factor * width)  # (B, E, fW)
-    along_v = _kernel(to_super_resolved(emitters.v, factor), sigma, factor * height)  # (B, E, fH)
+    along_u = kernel(to_super_resolved(emitters.u, factor), sigma, factor * width)  # (B, E, fW)
+    along_v = kernel(to_super_resolved(emitters.v, factor), sigma, factor * height)  # (B, E, fH)
     return torch.einsum("be,beh,bew->bhw", weight, along_v, along_u)[:, None]  # (B, 1, fH, fW)
 
 
@@ -265,7 +265,7 @@ def _on_host(values: ArrayLike | Tensor) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
-def _kernel(position: Tensor, sigma: float, size: int) -> Tensor:
+def kernel(position: Tensor, sigma: float, size: int) -> Tensor:
     """exp(−(k − position)² / 2 sigma²) for k = 0 … size − 1: (..., size)."""
     pixels = torch.arange(size, dtype=position.dtype, device=position.device)
     return torch.exp(-(((pixels - position[..., None]) / sigma) ** 2) / 2)

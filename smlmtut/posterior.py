@@ -23,7 +23,7 @@ from ._posterior_integral import integrate
 from ._posterior_search import TINY, Scene, search
 from ._validate import choice, finite, image_shape, non_negative, positive, rank, whole
 from .fit import PARAMETERS
-from .kde import _kernel, to_super_resolved
+from .kde import kernel, to_super_resolved
 
 DEPTH = 18.0  # nats: a Gaussian is left out beyond √(2 DEPTH) = 6 sd
 EDGE = 1e-6  # largest density at an end that the prior does not set, relative to the density's maximum
@@ -137,8 +137,8 @@ class Posterior:
                 f"sigma must be at least {narrowest:.3g} super-resolved pixels for this grid, got {sigma:g}; "
                 "ask posterior for a higher resolution"
             )
-        along_u = _kernel(to_super_resolved(self.u, factor), sigma, factor * width)  # (M, fW)
-        along_v = _kernel(to_super_resolved(self.v, factor), sigma, factor * height)  # (M, fH)
+        along_u = kernel(to_super_resolved(self.u, factor), sigma, factor * width)  # (M, fW)
+        along_v = kernel(to_super_resolved(self.v, factor), sigma, factor * height)  # (M, fH)
         weight = self.mass.sum(1)[:, None]  # (M, 1)
         mean = (weight * along_v).T @ along_u
         square = (weight * along_v**2).T @ along_u**2

@@ -66,7 +66,7 @@ def draw_frames(scene: Scene, shape: tuple[int, int], factor: int, sigma: float)
     return draw
 
 
-def squared_error(network: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-    """SCALE · mean (ŷ − y)² over the super-resolved pixels; the generator is not used."""
+def squared_error(network: nn.Module, batch: Batch) -> Tensor:
+    """SCALE · mean (ŷ − y)² over the super-resolved pixels."""
     electrons, variance, target = batch
     return SCALE * (network(electrons, variance).float() - target).square().mean()

@@ -92,7 +92,7 @@ def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torc
     height, width = image_shape("shape", shape)
     batch = whole("batch", batch)
     per_pixel = draw(scene.density, (batch,), generator) * (scene.pixel_size_nm / 1000) ** 2
-    u, v, present = _positions(scene, per_pixel, (height, width), generator)
+    u, v, present = draw_positions(scene, per_pixel, (height, width), generator)
     photons = draw(scene.photons, u.shape if scene.photons_per == "emitter" else (batch, 1), generator)
     return expose_batch(scene, Emitters(u, v, photons.expand(u.shape), present), (height, width), generator)
 
@@ -123,8 +123,13 @@ def step_generator(seed: int, step: int, rank: int = 0, device: torch.device | s
     return torch.Generator(device).manual_seed(mixed % (1 << 63))
 
 
-def _positions(scene: Scene, per_pixel: Tensor, shape: tuple[int, int], generator: torch.Generator):
-    """u, v and present, (B, E) each."""
+def draw_positions(
+    scene: Scene, per_pixel: Tensor, shape: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the emitters of B frames are, by the scene's layout: u, v and present, (B, E) each.
+
+    per_pixel: (B,) mean number of emitters per pixel, of which each frame holds a Poisson number.
+    """
     height, width = shape
     if scene.layout in structures.NAMES:
         return structures.draw(scene.layout, per_pixel, shape, generator)
@@ -157,9 +162,8 @@ def _slope(gradient: Distribution, batch: int, shape: tuple[int, int], generator
 
 def _across(size: int, device: torch.device) -> Tensor:
     """-1/2 to 1/2 along a side of the frame; 0 where it is one pixel."""
-    return (
-        torch.linspace(-0.5, 0.5, size, dtype=torch.float32, device=device) if size > 1 else torch.zeros(1).to(device)
-    )
+    along = torch.linspace(-0.5, 0.5, size, dtype=torch.float32, device=device)
+    return along if size > 1 else torch.zeros_like(along)
 
 
 def _part(camera: Camera, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Camera:

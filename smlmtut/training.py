@@ -9,28 +9,30 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._files import replacing
+from ._checkpoint import CHECKPOINT, CURVE, CheckpointMismatch, Run, read_average, read_curve
 from ._validate import between, choice, non_negative, positive, whole
 from .scenes import step_generator
 
+__all__ = [
+    "CHECKPOINT", "CURVE", "CheckpointMismatch", "Settings", "State", "best_precision", "follow", "read_average",
+    "read_curve", "train", "update_average",
+]  # fmt: skip
+
 Batch = tuple[Tensor, ...]
-Draw = Callable[[int, torch.Generator], Batch]  # frames to draw, generator -> tensors with these many rows
-Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]  # network, batch, generator -> mean over the rows
+# frames to draw, generator -> tensors with these many rows: all that is random in a step, noise for the loss too
+Draw = Callable[[int, torch.Generator], Batch]
+Loss = Callable[[nn.Module, Batch], Tensor]  # network, batch -> mean over the rows
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
-CHECKPOINT, CURVE = "checkpoint.pt", "loss.csv"
-LOSS_SEED = 1 << 20  # the loss draws its random numbers (noise, noise levels) apart from the data
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,6 @@ class State:
     average: nn.Module
 
 
-class CheckpointMismatch(ValueError):
-    """A folder that holds a run of other settings or of another network."""
-
-
 def train(
     network: nn.Module,
     draw: Draw,
@@ -112,12 +110,12 @@ def train(
 ) -> Iterator[State]:
     """Train, and yield the state after every step.
 
-    network: trained in place. draw, loss: see their types above; both get a generator on the device.
+    network: trained in place. draw, loss: see their types above; draw gets a generator on the device.
     folder: where checkpoint.pt and loss.csv are kept; a run found there goes on where it was, bit by bit on the
         CPU with the same number of threads. A generator that is closed early leaves a checkpoint of its last step.
     device: "auto": what accelerate finds; "cpu": not a GPU even where there is one.
     Under `accelerate launch` each process draws its own shards, and gradients are averaged over them.
-    Random numbers that the loss itself draws, and dropout, follow from the process too: they change with their number.
+    Dropout in the network draws from each process's own global state, which no number of processes shares.
     Raises CheckpointMismatch (a ValueError) where the folder's run had other settings or another network, ValueError
     where the processes do not divide the shards, or for a device that is not there, FloatingPointError where the loss
     or its gradient is not finite: the last good step is kept.
@@ -135,17 +133,17 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
-    run = _Run(accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None)
+    run = Run(accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None)
     model, optimizer = accelerator.prepare(network, optimizer)
     done = run.resume()
     first, began, torn = done, time.perf_counter(), False
     try:
         while done < settings.steps:
-            batch, chance = _batch(draw, settings, shards, own, done, accelerator.device)
+            batch = _batch(draw, settings, shards, own, done, accelerator.device)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(done)
             with accelerator.autocast():
-                value = loss(model, batch, chance)
+                value = loss(model, batch)
             number = torch.as_tensor(accelerator.reduce(value.detach().float(), "mean")).item()
             _check_finite("loss", done + 1, number)
             accelerator.backward(value)
@@ -209,110 +207,10 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
         kept.copy_(new)
 
 
-def read_curve(folder: str | Path) -> dict[str, list[float]]:
-    """The loss curve of a run: columns step, loss (mean since the row before), gradient_norm, learning_rate."""
-    with open(Path(folder) / CURVE) as file:
-        names, *rows = (line.strip().split(",") for line in file)
-    return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}
-
-
-@dataclass
-class _Run:
-    """What a checkpoint holds, and the rows of the loss curve since the last one."""
-
-    accelerator: Accelerator
-    settings: Settings
-    shards: int
-    network: nn.Module
-    average: nn.Module
-    optimizer: torch.optim.Optimizer
-    folder: Path | None
-    saved: int = 0
-
-    def __post_init__(self) -> None:
-        self.curve: list[tuple[int, float, float, float]] = []
-        self.pending: list[tuple[float, float]] = []
-        self.torch_rng = torch.get_rng_state()
-
-    def note(self, step: int, loss: float, norm: float) -> None:
-        self.pending.append((loss, norm))
-        self.torch_rng = torch.get_rng_state()  # for networks with dropout; a step that fails has used some
-        if step % self.settings.log_every == 0 or step == self.settings.steps:
-            means = [sum(column) / len(self.pending) for column in zip(*self.pending, strict=True)]
-            self.curve.append((step, means[0], means[1], self.settings.rate(step - 1)))
-            self.pending = []
-
-    def identity(self) -> dict[str, Any]:
-        """What must not change in a run that goes on."""
-        kept = {f.name for f in fields(Settings)} - {"checkpoint_every", "precision"}
-        numbers = {name: value for name, value in asdict(self.settings).items() if name in kept}
-        shapes = {name: list(p.shape) for name, p in self.network.state_dict().items()}
-        return numbers | {"shards": self.shards, "mixed": self.accelerator.mixed_precision, "shapes": shapes}
-
-    def save(self, step: int) -> None:
-        if self.folder is None or step == self.saved or not self.accelerator.is_main_process:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        scaler = self.accelerator.scaler
-        content = {
-            "step": step,
-            "identity": self.identity(),
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "torch_rng": self.torch_rng,
-            "curve": self.curve,
-            "pending": self.pending,
-        }
-        # the curve first: killed between the two, a run draws its last rows again, but never lacks them
-        with replacing(self.folder / CURVE) as path, open(path, "w") as file:
-            file.write("step,loss,gradient_norm,learning_rate\n")
-            file.writelines(f"{s},{a:.9g},{n:.9g},{r:.9g}\n" for s, a, n, r in self.curve)
-        with replacing(self.folder / CHECKPOINT) as path:
-            torch.save(content, path)
-        self.saved = step
-
-    def resume(self) -> int:
-        """Take up the folder's run; returns the steps that are done."""
-        if self.folder is not None and self.accelerator.is_main_process:
-            for name in (CHECKPOINT, CURVE):
-                for left in self.folder.glob(f".{name}.*.part"):
-                    left.unlink(missing_ok=True)  # of a run that was killed while it wrote
-        found = self.folder is not None and (self.folder / CHECKPOINT).exists()
-        found = broadcast_object_list([found])[0] if self.accelerator.num_processes > 1 else found
-        if not found:
-            return 0
-        assert self.folder is not None
-        # on the CPU first: the optimizer's step counters stay there, all else is copied to its place
-        content = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
-        before, now = content["identity"], self.identity()
-        other = [name for name in now if before.get(name) != now[name]]
-        if other:
-            shown = ", ".join(
-                name if name == "shapes" else f"{name} {before.get(name)} → {now[name]}" for name in other
-            )
-            raise CheckpointMismatch(f"folder {self.folder} holds a run with other settings or network: {shown}")
-        self.network.load_state_dict(content["network"])
-        self.average.load_state_dict(content["average"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(content["scaler"])
-        self.torch_rng = content["torch_rng"]
-        torch.set_rng_state(self.torch_rng)
-        self.curve = [tuple(row) for row in content["curve"]]  # type: ignore[misc]
-        self.pending = [tuple(row) for row in content["pending"]]  # type: ignore[misc]
-        self.saved = content["step"]
-        return self.saved
-
-
-def _batch(
-    draw: Draw, settings: Settings, shards: int, own: range, step: int, device: torch.device
-) -> tuple[Batch, torch.Generator]:
-    """This process's part of a step's batch, shard by shard, and a generator for the loss."""
+def _batch(draw: Draw, settings: Settings, shards: int, own: range, step: int, device: torch.device) -> Batch:
+    """This process's part of a step's batch, shard by shard."""
     parts = [draw(settings.batch // shards, step_generator(settings.seed, step, shard, device)) for shard in own]
-    chance = step_generator(settings.seed, step, LOSS_SEED + own.start, device)
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)), chance
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def _check_finite(name: str, step: int, number: float) -> None:

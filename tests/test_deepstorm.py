@@ -134,11 +134,12 @@ def signal(electrons, variance):
     return SIGNAL_SCALE * network_input(electrons, variance)[:, :1]
 
 
-@pytest.mark.parametrize("variance", [0.0, 2.0, 25.0, 400.0])
-@pytest.mark.parametrize("light", [0.0, 3.0, 20.0, 300.0])
+LIGHTS, VARIANCES = (0.0, 3.0, 20.0, 300.0), (0.0, 2.0, 25.0, 400.0)
+
+
+# without light and without read noise there is nothing to even out
+@pytest.mark.parametrize(("light", "variance"), list(itertools.product(LIGHTS, VARIANCES))[1:])
 def test_the_signal_has_unit_noise(light, variance):
-    if light + variance < 2:
-        pytest.skip("too few counts for any square root to even out")
     n = 200_000
     x = torch.poisson(torch.full((1, 1, 1, n), light, dtype=torch.float64), generator=generator(1))
     x += math.sqrt(variance) * torch.randn(1, 1, 1, n, generator=generator(2), dtype=torch.float64)

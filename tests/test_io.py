@@ -14,6 +14,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.io import imread
 from test_data import real
 
 from smlmtut import data, io
@@ -472,3 +473,28 @@ def test_a_truncated_table_is_refused(tmp_path):
         (tmp_path / "locs.hdf5").write_bytes(raw[:length])
         with pytest.raises(ValueError, match=r"locs\.hdf5 must be an HDF5 file"):
             io.read_localizations(tmp_path / "locs.hdf5")
+
+
+def test_an_image_keeps_its_numbers_as_tiff_and_its_order_as_png(tmp_path):
+    image = np.linspace(0, 5, 12, dtype=np.float32).reshape(3, 4)
+    io.write_image(tmp_path / "a.tif", image)
+    with io.read_movie(tmp_path / "a.tif") as movie:
+        assert np.array_equal(movie[0], image)
+    io.write_image(tmp_path / "a.png", image, brightest=1.0)
+    shown = imread(tmp_path / "a.png")[..., :3].astype(int).sum(-1)
+    assert shown.shape == (3, 4) and (np.diff(shown.ravel()) > 0).all()  # inferno rises in lightness
+
+
+def test_an_image_without_light_is_black(tmp_path):
+    io.write_image(tmp_path / "a.png", np.zeros((2, 2)))
+    assert imread(tmp_path / "a.png")[..., :3].max() < 5  # inferno begins at (0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "brightest"),
+    [("path", np.ones((2, 2)), 0.5), ("image", np.ones((1, 2, 2)), 0.5), ("brightest", np.ones((2, 2)), 1.5)],
+)
+def test_an_image_that_cannot_be_written(tmp_path, name, image, brightest):
+    with pytest.raises(ValueError, match=name):
+        io.write_image(tmp_path / ("a.jpg" if name == "path" else "a.png"), image, brightest)
+    assert not list(tmp_path.iterdir())

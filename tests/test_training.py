@@ -43,21 +43,20 @@ class Tiny(nn.Module):
 
 
 def draw(batch, generator):
-    x = torch.randn(batch, 1, 6, 6, generator=generator, device=generator.device)
-    return x, 2 * x - 1
+    x, noise = torch.randn(2, batch, 1, 6, 6, generator=generator, device=generator.device)
+    return x, 2 * x - 1, noise
 
 
 def draw_double(batch, generator):
     return tuple(t.double() for t in draw(batch, generator))
 
 
-def loss(network, batch, generator):
-    x, y = batch
-    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+def loss(network, batch):
+    x, y, noise = batch
     return (network(x + 0.01 * noise) - y).square().mean()
 
 
-def quiet_loss(network, batch, generator):
+def quiet_loss(network, batch):
     return (network(batch[0]) - batch[1]).square().mean()
 
 
@@ -108,9 +107,7 @@ def test_the_first_step_is_adams():
     network = nn.Conv2d(1, 1, 1)
     before = torch.cat([p.detach().flatten() for p in network.parameters()])
     batch = draw(4, training.step_generator(0, 0))
-    slope = torch.cat(
-        [g.flatten() for g in torch.autograd.grad(quiet_loss(network, batch, None), [*network.parameters()])]
-    )
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(quiet_loss(network, batch), [*network.parameters()])])
     settings = Settings(steps=1, batch=4, learning_rate=0.01, warmup=0, weight_decay=0.1, clip=1e-3)
     (state,) = run(settings, network=network, loss=quiet_loss)
     after = torch.cat([p.detach().flatten() for p in network.parameters()])
@@ -245,8 +242,8 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 def test_what_is_not_finite_ends_the_run_before_it_spoils_it(tmp_path, bad, where):
     calls = itertools.count(1)
 
-    def failing(network, batch, generator):
-        value = loss(network, batch, generator)
+    def failing(network, batch):
+        value = loss(network, batch)
         if next(calls) < 8:
             return value
         if where == "loss":
@@ -402,7 +399,7 @@ def test_two_processes_are_one_with_two_shards(tmp_path):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    one = run(shared_settings(), network=Tiny(dropout=0.0, norm=False).double(), draw=draw_double, loss=quiet_loss)
+    one = run(shared_settings(), network=Tiny(dropout=0.0, norm=False).double(), draw=draw_double)
     two = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
     assert not set(two[0]["data"]) & set(two[1]["data"]) and len(two[0]["data"]) == 12
     # In double precision only the order of sums differs: 1e-16 of numbers near 1, times 12 steps and the slope of
@@ -442,7 +439,7 @@ def test_best_precision_is_what_the_hardware_has():
 def test_precisions_follow_each_other_in_one_session():
     dtypes = []
 
-    def watching(network, batch, generator):
+    def watching(network, batch):
         value = (network(batch[0]) - batch[1]).square().mean()
         dtypes.append(torch.is_autocast_enabled("cpu"))
         return value
@@ -557,7 +554,7 @@ def main(task: str, folder: Path, *more) -> None:
             return tensors
 
         network = Tiny(dropout=0.0, norm=False).double()
-        states = run(shared_settings(), folder / "run", network, draw=recording, loss=quiet_loss)
+        states = run(shared_settings(), folder / "run", network, draw=recording)
         result = {
             "data": data,
             "losses": [s.loss for s in states],

@@ -10,11 +10,9 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from smlmtut import pretrained, recipes
 from smlmtut.deepstorm import DeepSTORM
-from smlmtut.training import CHECKPOINT, Settings
+from smlmtut.training import Settings, read_average
 
 
 def export(folder: Path, target: Path, commit: str, settings: Settings = recipes.SHIPPED) -> str:
@@ -22,7 +20,8 @@ def export(folder: Path, target: Path, commit: str, settings: Settings = recipes
 
     Raises ValueError where the run is not finished or had other settings.
     """
-    content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    network = DeepSTORM()
+    content = read_average(network, folder)
     if content["step"] != settings.steps:
         raise ValueError(f"folder {folder} must hold a finished run of {settings.steps} steps, got {content['step']}")
     wanted = asdict(settings)
@@ -30,8 +29,6 @@ def export(folder: Path, target: Path, commit: str, settings: Settings = recipes
     other = [name for name in other if name != "shards"]  # None stands for the number of processes
     if other:
         raise ValueError(f"folder {folder} must hold a run of the shipped settings, these differ: {', '.join(other)}")
-    network = DeepSTORM()
-    network.load_state_dict(content["average"])
     metadata = {"settings": wanted, "commit": commit, "frames": settings.steps * settings.batch}
     return pretrained.save(network, target, metadata)
 
