@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._validate import finite, positive, rank, whole
+from ._validate import choice, finite, positive, rank, whole
 from .camera import Camera, to_photoelectrons
 
 INPUTS = 2  # stabilized signal, read noise
 SIGNAL_SCALE, NOISE_SCALE = 8.0, 4.0  # bring a typical spot and a noisy pixel to about 1
 ANSCOMBE = 3 / 8
 PIXELS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # precision: type of the convolutions
 
 
 class DeepSTORM(nn.Module):
@@ -78,7 +79,8 @@ class DeepSTORM(nn.Module):
             h = F.relu(layer(F.interpolate(h, scale_factor=2.0, mode="nearest")), inplace=True)  # ×2, ×4
         for layer in self.predict:
             h = h + F.relu(layer(h), inplace=True)
-        return self.head(h)  # (B, 1, 4H, 4W)
+        with torch.autocast(h.device.type, enabled=False):  # bf16's 8 bits make plateaus where ŷ has a peak
+            return self.head(h.to(self.head.weight.dtype))  # (B, 1, 4H, 4W)
 
     @property
     def reach(self) -> int:
@@ -103,13 +105,16 @@ def network_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera) -> Tensor:
+def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str = "no") -> Tensor:
     """ŷ = φ(x) of raw frames.
 
     adu: (B, H, W) of any size; camera: numbers, or maps of the frames' size. Computed where the network lies.
+    precision: "no", all in float32; "bf16" or "fp16", convolutions but for the last one in that type (autocast).
     Returns (B, 1, 4H, 4W) float32 on the network's device.
-    Raises ValueError for a wrong rank, no frames, a value that is not finite, or maps of another size.
+    Raises ValueError for a wrong rank, no frames, a value that is not finite, maps of another size, or an unknown
+    precision.
     """
+    lower = AUTOCAST[choice("precision", precision, tuple(AUTOCAST))]
     if rank("adu", adu, 3).numel() == 0:
         raise ValueError(f"adu must hold at least one frame with pixels, got shape {tuple(adu.shape)}")
     weight = network.head.weight
@@ -117,8 +122,9 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera) -> Tensor:
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float32, device=weight.device)
     variance = variance.expand(electrons.shape)
     many = max(1, PIXELS_AT_ONCE.get(weight.device.type, 1 << 16) // max(1, electrons[0].numel()))
-    parts = [network(x[:, None], v[:, None]) for x, v in zip(electrons.split(many), variance.split(many), strict=True)]
-    return torch.cat(parts)
+    split = zip(electrons.split(many), variance.split(many), strict=True)
+    with torch.autocast(weight.device.type, lower, enabled=lower is not None):
+        return torch.cat([network(x[:, None], v[:, None]) for x, v in split])
 
 
 def convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:

@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._account import COLUMNS, Account, ProgressMismatch, identity
-from ._validate import non_negative, positive, rank, whole
+from ._validate import choice, non_negative, positive, rank, whole
 from .camera import Camera, check_frame_size, saturated
 from .deepstorm import DeepSTORM, estimate_kde
 from .io import Movie
 from .kde import MASS_REACH, to_coordinates
 from .tables import CSV, HDF5
+from .training import PRECISIONS, best_precision
 
 __all__ = ["ProgressMismatch", "localize", "localize_to_file"]
 
@@ -42,17 +43,20 @@ def localize(
     min_mass: float = 0.0,
     start: int = 0,
     window: int = WINDOW,
+    precision: str = "no",
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """Localize a movie block by block.
 
     movie: (T, H, W) ADU, H and W of any size. camera: numbers, or maps (H, W). threshold, min_mass: lowest
     height and mass of a peak, as in to_coordinates. start: the first frame to localize. window: side of the
-    largest part of a frame that the network sees at once, camera pixels.
+    largest part of a frame that the network sees at once, camera pixels. precision: "no", float32; "bf16" or "fp16",
+    faster where the hardware has it; "auto", what `training.best_precision` finds. bf16 moves a position by a small
+    part of its standard deviation (benchmarks/localize_speed.py measures it) and fp16 by less.
     Yields (frames done, counted from the movie's beginning; table of the block's localizations): frame, counted from 0;
     u, v: px; height of the KDE; mass, about the number of emitters in the peak. Rows are in order of the frames.
     Raises ValueError for a movie of another rank or without frames, maps of another size, a window that is not larger
-    than what the network needs around a pixel, a limit that is negative, or, naming the frame, a pixel that
-    is not finite or is saturated.
+    than what the network needs around a pixel, a limit that is negative, another precision, or, naming the frame, a
+    pixel that is not finite or is saturated.
     """
     length, height, width = _shape(movie, camera)
     whole("start", start, 0)
@@ -61,6 +65,7 @@ def localize(
     windows = [_spans("window", size, window, network.reach) for size in (height, width)]
     shape = (min(window, height), min(window, width))
     device = network.head.weight.device
+    precision = _precision(precision, network)
     parts = [
         (row, column, camera.crop(row[0], column[0], shape).to(device, torch.float32))
         for row in windows[0]
@@ -79,7 +84,7 @@ def localize(
                 y = torch.empty(len(some), 1, f * height, f * width, device=device)
                 for (top, r0, r1), (left, c0, c1), place in parts:
                     seen = some[:, top : top + shape[0], left : left + shape[1]]
-                    part = estimate_kde(network, seen.to(device), place)
+                    part = estimate_kde(network, seen.to(device), place, precision)
                     kept = part[:, :, f * (r0 - top) : f * (r1 - top), f * (c0 - left) : f * (c1 - left)]
                     y[:, :, f * r0 : f * r1, f * c0 : f * c1] = kept
                 tables.append(_peaks(y, network, first + i, threshold, min_mass))
@@ -99,6 +104,7 @@ def localize_to_file(
     resume: bool = True,
     progress: bool = True,
     window: int = WINDOW,
+    precision: str = "no",
 ) -> int:
     """Localize a movie into a file, and return the number of localizations.
 
@@ -114,14 +120,15 @@ def localize_to_file(
         raise ValueError(f"path must end in {', '.join(CSV + HDF5)}, got {str(path)!r}")
     positive("pixel_size_nm", pixel_size_nm)
     length, height, width = _shape(movie, camera)
+    precision = _precision(precision, network)  # of "auto", what this machine took: another one may take another
     run = identity(movie, camera, network) | {
-        "threshold": float(threshold), "min_mass": float(min_mass), "window": window,
+        "threshold": float(threshold), "min_mass": float(min_mass), "window": window, "precision": precision,
         # sums in another order differ in their rounding
         "blocks": [FRAMES_AT_ONCE, PIXELS_AT_ONCE, BATCH_PIXELS, PEAK_PIXELS],
     }  # fmt: skip
-    localize(movie, camera, network, threshold, min_mass, 0, window)  # raises before a file is touched
+    localize(movie, camera, network, threshold, min_mass, 0, window, precision)  # raises before a file is touched
     account = Account(path, run, resume)
-    blocks = localize(movie, camera, network, threshold, min_mass, account.frames, window)
+    blocks = localize(movie, camera, network, threshold, min_mass, account.frames, window, precision)
     with tqdm(total=length, initial=account.frames, unit="frame", desc=path.name, disable=not progress) as bar:
         for done, table in blocks:
             account.add(done, table)
@@ -173,6 +180,13 @@ def _spans(name: str, size: int, window: int, reach: int) -> list[tuple[int, int
     starts = [i * (size - window) // (count - 1) for i in range(count)]
     borders = [0, *((a + window + b) // 2 for a, b in pairwise(starts)), size]
     return [(start, *own) for start, own in zip(starts, pairwise(borders), strict=True)]
+
+
+def _precision(precision: str, network: DeepSTORM) -> str:
+    """The precision by its name; of "auto", the one that pays where the network lies."""
+    if choice("precision", precision, PRECISIONS) == "auto":
+        return best_precision(network.head.weight.device)
+    return precision
 
 
 def _shape(movie: Frames, camera: Camera) -> tuple[int, int, int]:

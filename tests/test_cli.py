@@ -96,9 +96,13 @@ def test_localize_is_the_function(folder, tmp_path):
     text = localize(folder, tmp_path / "locs.csv")
     with io.read_movie(folder / "movie.tif") as movie:
         camera, net = Camera(2.0, 100.0, 20.0), pretrained.load(folder / "weights.safetensors")
-        rows = localize_to_file(tmp_path / "same.csv", movie, camera, net, 108.0, progress=False)
+        for precision in ("no", "auto"):
+            path = tmp_path / f"{precision}.csv"
+            rows = localize_to_file(path, movie, camera, net, 108.0, progress=False, precision=precision)
     assert f"wrote {rows} localizations of 40 frames to {tmp_path / 'locs.csv'}" in text and rows > 100
-    assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "same.csv").read_bytes()
+    assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "auto.csv").read_bytes()
+    localize(folder, tmp_path / "locs.csv", "--precision", "no")
+    assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "no.csv").read_bytes()
 
 
 def test_maps_are_cropped_to_the_movie(folder, tmp_path):
@@ -113,7 +117,7 @@ def test_maps_are_cropped_to_the_movie(folder, tmp_path):
         with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
             file["map"] = values
         options += [f"--{name}-map", tmp_path / f"{name}.hdf5"]
-    localize(folder, tmp_path / "locs.csv", *options, "--crop", "3,7", numbers=False)
+    localize(folder, tmp_path / "locs.csv", *options, "--crop", "3,7", "--precision", "no", numbers=False)
     gain, offset, variance = (torch.from_numpy(x[3:23, 7:31].copy()) for x in maps.values())
     with io.read_movie(folder / "movie.tif") as movie:
         net = pretrained.load(folder / "weights.safetensors")

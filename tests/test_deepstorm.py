@@ -111,6 +111,40 @@ def test_the_shipped_size():
     assert sum(p.numel() for p in network.parameters()) == wanted
 
 
+# -- precision ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "digits"), [("bf16", 8), ("fp16", 11)])
+def test_lower_precision_rounds_and_no_more(precision, digits):
+    """Each of the 7 layers rounds what it gets, its weights and what it gives, to one part in 2^digits, at random.
+
+    The roundings of a layer add in quadrature to √3 / √12 · 2^(1 − digits) of the size of its numbers, those of the
+    layers to √7 times that; a difference between large numbers loses a little more, for which a factor 4 is left.
+    """
+    network, adu = alive().float().requires_grad_(False), 100 + 30 * torch.rand(3, 12, 13, generator=generator(1))
+    full = estimate_kde(network, adu, Camera(1.5, 100.0, 4.0))
+    less = estimate_kde(network, adu, Camera(1.5, 100.0, 4.0), precision)
+    assert less.dtype == torch.float32
+    error, size = (less - full).square().mean().sqrt(), full.square().mean().sqrt()
+    rounding = 2.0**-digits * 7**0.5
+    assert rounding / 10 < error / size < 4 * rounding  # below the first it would not have been used
+
+
+def test_no_plateaus_in_bf16():
+    """The last layer is computed in float32: neighbours are hardly ever equal, as they often are once rounded."""
+    network, x = alive().float().requires_grad_(False), frames(2, 16, 16).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = network.raw(x, 2.0)
+    equal, rounded = (int((z[..., 1:] == z[..., :-1]).sum()) for z in (y, y.bfloat16()))
+    assert y.dtype == torch.float32 and rounded > 10
+    assert equal < rounded / 10
+
+
+def test_an_unknown_precision():
+    with pytest.raises(ValueError, match="precision must be one of 'no', 'bf16', 'fp16', got 'auto'"):
+        estimate_kde(DeepSTORM(**TINY), torch.ones(1, 4, 4), Camera(), "auto")
+
+
 # -- range of the output -----------------------------------------------------------------------------------
 
 

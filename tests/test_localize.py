@@ -17,12 +17,12 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from smlmtut import _account, kde, localize, simulate
+from smlmtut import _account, fisher, kde, localize, metrics, pretrained, simulate
 from smlmtut.camera import Camera, to_photoelectrons
 from smlmtut.deepstorm import DeepSTORM, estimate_kde
 from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
 from smlmtut.localize import ProgressMismatch, localize_to_file
-from smlmtut.psf import PSF
+from smlmtut.psf import PSF, Emitters
 
 CAMERA = Camera(2.0, 100.0, 12.0, saturation=65535, integer=True)
 
@@ -114,6 +114,29 @@ def test_windows_use_their_own_part_of_the_camera(monkeypatch):
     torch.testing.assert_close(torch.cat(seen), estimate_kde(net, frames, camera), rtol=0, atol=1e-5)
 
 
+def test_windows_round_as_the_whole_frame_in_bf16(monkeypatch):
+    """Sums in another order may round another way in the features, but not more often than any rounding there is.
+
+    So a window is no farther from the whole frame than two independent roundings, √2 times the distance from
+    float32. A halo that is too narrow is farther, as below.
+    """
+    frames, net = movie(2, (45, 38)), network()
+    full = estimate_kde(net, torch.from_numpy(frames.astype(np.float32)), CAMERA)
+    seen = kdes(monkeypatch)
+
+    def rms(window: int) -> float:
+        seen.clear()
+        table_of(frames, CAMERA, net, window=window, precision="bf16")
+        return float((torch.cat(seen) - whole).square().mean().sqrt())
+
+    whole = estimate_kde(net, torch.from_numpy(frames.astype(np.float32)), CAMERA, "bf16")
+    rounding = float((whole - full).square().mean().sqrt())
+    assert rms(1000) == 0 < rounding
+    assert rms(16) < 2**0.5 * rounding
+    monkeypatch.setattr(DeepSTORM, "reach", 3)
+    assert rms(16) > 2**0.5 * rounding
+
+
 def test_the_halo_must_be_as_wide_as_the_reach(monkeypatch):
     """With one pixel less the tables differ: the test above would see a reach that is too small."""
     frames, net = movie(2, (45, 38)), network()
@@ -160,6 +183,38 @@ def test_spans_cover_once_and_keep_their_distance(size, window, reach):
         assert begin - start >= reach or start == begin == 0
         assert stop - end >= reach or stop == end == size
     assert len(spans) <= max(1, -(-(size - 2 * reach) // (window - 2 * reach)))  # no more than needed
+
+
+# --- precision ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("photons", [300.0, 1000.0])
+def test_bf16_moves_a_position_by_little_of_its_standard_deviation(photons):
+    """The shipped network, one emitter a frame: less than a tenth of the bound, which adds half a per cent to an sd."""
+    generator = torch.Generator().manual_seed(8)
+    u, v = 9 + torch.rand(2, 30, 1, generator=generator, dtype=torch.float64)
+    spots = Emitters(u, v, torch.full_like(u, photons))
+    frames = simulate.frames(spots, PSF(1.0), CAMERA, (20, 20), 5.0, generator)
+    full, less = (table_of(frames, CAMERA, pretrained.load(), precision=p) for p in ("no", "bf16"))
+    found, same = (metrics.Points(table["frame"], table["u"], table["v"]) for table in (less, full))
+    pairs = metrics.pair(found, same, 100.0, 50.0)
+    assert len(pairs) == len(full) == len(less) >= 30
+    bound = fisher.localization_bound(spots, PSF(1.0), CAMERA, (20, 20), 5.0)[:, :2]
+    change = torch.stack([pairs.du, pairs.dv]).square().mean().sqrt()
+    assert 0 < change < 0.1 * bound.square().mean().sqrt()
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """A machine on which bf16 pays."""
+    monkeypatch.setattr(localize, "best_precision", lambda device: "bf16")
+
+
+def test_auto_is_what_pays_here(fast):
+    frames, net = movie(), network()
+    tables = {p: table_of(frames, CAMERA, net, precision=p) for p in ("no", "auto", "bf16")}
+    assert tables["auto"].equals(tables["bf16"]) and not tables["auto"].equals(tables["no"])
+    assert tables["no"].equals(table_of(frames, CAMERA, net))
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -341,6 +396,27 @@ def test_a_run_goes_on_where_it_was_or_starts_anew(broken_off, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_a_run_in_bf16_goes_on_in_bf16(tmp_path, monkeypatch, fast):
+    """Also where "auto" finds something else now: the record says what it was."""
+    monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    frames = movie().astype(np.float32)
+    good = {"camera": CAMERA, "network": network(), "pixel_size_nm": 108.0, "progress": False}
+    localize_to_file(tmp_path / "whole.csv", frames, precision="bf16", **good)
+    broken = frames.copy()
+    broken[3, 4, 5] = math.nan
+    path = tmp_path / "locs.csv"
+    with pytest.raises(ValueError, match="in frame 3"):
+        localize_to_file(path, broken, precision="auto", **good)
+    monkeypatch.setattr(localize, "best_precision", lambda device: "no")
+    with pytest.raises(ProgressMismatch, match="precision was bf16, is no"):
+        localize_to_file(path, frames, precision="auto", **good)
+    first = spied(monkeypatch)
+    localize_to_file(path, frames, precision="bf16", **good)
+    assert first == [2, 4] and path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    localize_to_file(path, frames, **good)
+    assert path.read_bytes() != (tmp_path / "whole.csv").read_bytes()
+
+
 def test_another_run_does_not_go_on(broken_off):
     path, frames = broken_off
     good = {"movie": frames, "camera": CAMERA, "network": network(), "pixel_size_nm": 108.0, "progress": False}
@@ -349,7 +425,7 @@ def test_another_run_does_not_go_on(broken_off):
         other.head.bias += 1e-3  # type: ignore[operator]
     changes = {
         "movie": frames + 1, "camera": Camera(2.0, 100.0, 12.5, saturation=65535, integer=True), "network": other,
-        "threshold": 0.3, "min_mass": 0.1, "window": 100,
+        "threshold": 0.3, "min_mass": 0.1, "window": 100, "precision": "bf16",
     }  # fmt: skip
     for name, value in changes.items():
         with pytest.raises(ProgressMismatch, match=f"progress.json is of another run.*start anew: {name} was"):
@@ -404,6 +480,7 @@ def test_bad_pixels_are_named(monkeypatch, value):
         ({"threshold": math.nan}, "threshold must be finite and not negative"),
         ({"min_mass": -1.0}, "min_mass must be finite and not negative"),
         ({"pixel_size_nm": 0.0}, "pixel_size_nm must be finite and positive"),
+        ({"precision": "half"}, "precision must be one of 'auto', 'no', 'bf16', 'fp16', got 'half'"),
         ({"path": "locs.txt"}, "path must end in .csv, .hdf5, .h5"),
     ],
 )
