@@ -13,8 +13,8 @@ from ._validate import between, choice, rank
 from .schedule import NoiseSchedule, from_log_snr, log_snr
 
 __all__ = [
-    "KINDS", "NoiseSchedule", "denoising_loss", "from_log_snr", "log_snr", "loss_weight", "q_posterior", "q_sample",
-    "q_step", "target", "to_noise", "to_x0",
+    "KINDS", "NoiseSchedule", "denoising_loss", "from_log_snr", "log_snr", "loss_weight", "per_row", "q_posterior",
+    "q_sample", "q_step", "target", "to_noise", "to_x0",
 ]  # fmt: skip
 
 KINDS = ("noise", "x0", "v")
@@ -55,7 +55,7 @@ def q_posterior(y0: Tensor, y_t: Tensor, gamma: Tensor, gamma_before: Tensor) ->
     of_y0 = gamma_before.sqrt() * beta / (1 - gamma)
     of_y_t = (gamma / gamma_before).sqrt() * (1 - gamma_before) / (1 - gamma)
     variance = beta * (1 - gamma_before) / (1 - gamma)
-    of_y0, of_y_t, variance = (_rows(x, y0) for x in (of_y0, of_y_t, variance))
+    of_y0, of_y_t, variance = (per_row(x, y0) for x in (of_y0, of_y_t, variance))
     return of_y0 * y0 + of_y_t * y_t, variance
 
 
@@ -138,11 +138,11 @@ def _levels(gamma: Tensor, images: Tensor, others: Tensor) -> tuple[Tensor, Tens
     if rank("gamma", gamma, 1).shape != images.shape[:1]:
         raise ValueError(f"gamma must have shape ({len(images)},), one number an image, got {tuple(gamma.shape)}")
     between("gamma", gamma, 0, 1)
-    return _rows(gamma.sqrt(), images), _rows((1 - gamma).sqrt(), images)
+    return per_row(gamma.sqrt(), images), per_row((1 - gamma).sqrt(), images)
 
 
-def _rows(numbers: Tensor, images: Tensor) -> Tensor:
-    """(B,) as (B, 1, …), of the images' rank and type."""
+def per_row(numbers: Tensor, images: Tensor) -> Tensor:
+    """(B,) as (B, 1, …), which multiplies images (B, ...), in the images' type."""
     return numbers.reshape(-1, *(1,) * (images.ndim - 1)).to(images.dtype)
 
 

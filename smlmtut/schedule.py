@@ -97,21 +97,26 @@ class NoiseSchedule:
         nats = (last * (non_negative("second_moment", second_moment) - 1) - torch.log1p(-last)) / 2
         return float(nats) / math.log(2)
 
-    def resample(self, steps: int, spacing: str = "time") -> "NoiseSchedule":
+    def resample(self, steps: int, spacing: str = "time", first: float | None = None) -> "NoiseSchedule":
         """A schedule of fewer steps from γ_0 to γ_T, for a denoiser that is told γ and so takes any.
 
-        spacing: "time", every (T/steps)-th γ_t, at whole t; "log-snr", γ_0, then from γ_1 to γ_T with λ even.
-        Raises ValueError where steps is not in 1 … T.
+        spacing: "time", γ_0 and then γ_t at whole t, even from t = 1 to T; "log-snr", γ_0 and then γ with even λ.
+        first: log-SNR of the first step where the spacing is "log-snr"; None, that of γ_1. A single step is γ_0, γ_T.
+        Raises ValueError where steps is not in 1 … T, or first not above the log-SNR of γ_T.
         """
         choice("spacing", spacing, ("time", "log-snr"))
         between("steps", whole("steps", steps), 1, self.steps)
+        ends = self.gammas[[0, -1]]
+        if steps == 1:
+            return NoiseSchedule(ends)
         if spacing == "time":
-            chosen = (torch.arange(steps + 1, dtype=torch.float64) * (self.steps / steps)).round().long()
-            return NoiseSchedule(self.gammas[chosen])
-        first, last = self.log_snr[1 if steps > 1 else -1].item(), self.log_snr[-1].item()
-        gammas = _from_log_snr(torch.linspace(first, last, steps, dtype=torch.float64))
-        gammas[-1] = self.gammas[-1]  # not within a rounding of it
-        return NoiseSchedule(gammas)
+            chosen = torch.linspace(1, self.steps, steps, dtype=torch.float64).round().long()
+            return NoiseSchedule(torch.cat([ends[:1], self.gammas[chosen]]))
+        highest, lowest = self.log_snr[1].item() if first is None else first, self.log_snr[-1].item()
+        if not finite("first", highest) > lowest:
+            raise ValueError(f"first must be above the log-SNR {lowest:g} of the last step, got {first:g}")
+        between_ends = from_log_snr(torch.linspace(highest, lowest, steps, dtype=torch.float64))[:-1]
+        return NoiseSchedule(torch.cat([ends[:1], between_ends, ends[1:]]))
 
     def draw_gamma(self, batch: int, generator: torch.Generator) -> Tensor:
         """Levels to train at: t uniform on 1 … T, then γ uniform on (γ_t, γ_{t−1}) (erratum 11).
@@ -121,7 +126,7 @@ class NoiseSchedule:
         """
         device = generator.device
         t = torch.randint(1, self.steps + 1, (whole("batch", batch),), generator=generator, device=device)
-        share = torch.rand(batch, generator=generator, device=device, dtype=_wide(device))
+        share = torch.rand(batch, generator=generator, device=device, dtype=widest(device))
         gammas = self.gammas.to(device, share.dtype)
         return torch.lerp(gammas[t], gammas[t - 1], share).clamp(max=BELOW_ONE)
 
@@ -141,6 +146,6 @@ def _from_log_snr(levels: Tensor) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.float64), from_log_snr(levels.double())])
 
 
-def _wide(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has no more."""
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no more."""
     return torch.float32 if device.type == "mps" else torch.float64
