@@ -1,17 +1,29 @@
 """The commands: thin, and quick to start, since each imports what it needs when it runs."""
 
-import contextlib
-import csv
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from .camera import Camera
+from ._options import (
+    Device,
+    Gain,
+    GainMap,
+    Offset,
+    OffsetMap,
+    Pixel,
+    Precision,
+    ReadVariance,
+    ReadVarianceMap,
+    Saturation,
+    camera_from,
+    corner_from,
+    device_from,
+    plain_errors,
+)  # fmt: skip
+from ._train_commands import training_app
 
 app = typer.Typer(
     help="Single-molecule localization microscopy: simulate, train, localize, render.",
@@ -21,22 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-training_app = typer.Typer(help="Train a network.", no_args_is_help=True)
 app.add_typer(training_app, name="train")
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    no = "no"
-    bf16 = "bf16"
-    fp16 = "fp16"
 
 
 class Layout(StrEnum):
@@ -44,67 +41,6 @@ class Layout(StrEnum):
     filaments = "filaments"
     rings = "rings"
     clusters = "clusters"
-
-
-Gain = Annotated[float | None, typer.Option(help="ADU per photo-electron.", show_default="1")]
-Offset = Annotated[float | None, typer.Option(help="ADU.", show_default="0")]
-ReadVariance = Annotated[float | None, typer.Option(help="ADU².", show_default="0")]
-GainMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")]
-OffsetMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")]
-ReadVarianceMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")]
-Saturation = Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")]
-Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
-
-
-@training_app.command("deepstorm")
-def train_deepstorm(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run: checkpoint.pt, loss.csv, weights.safetensors.")],
-    steps: Annotated[
-        int | None, typer.Option(help="Steps in total.", show_default="as for the shipped weights")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="Frames a step.", show_default="as for the shipped weights")] = None,
-    learning_rate: Annotated[float | None, typer.Option(show_default="as for the shipped weights")] = None,
-    seed: Annotated[int | None, typer.Option(show_default="as for the shipped weights")] = None,
-    channels: Annotated[int | None, typer.Option(help="Features of the context module.", show_default="64")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.", show_default="500")] = None,
-    gain: Gain = None,
-    offset: Offset = None,
-    read_variance: ReadVariance = None,
-    gain_map: GainMap = None,
-    offset_map: OffsetMap = None,
-    read_variance_map: ReadVarianceMap = None,
-    device: Annotated[Device, typer.Option(help="auto: the fastest there is.")] = Device.auto,
-) -> None:
-    """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
-
-    A run that was broken off goes on when the same command is given again. Without a camera, the real maps that the
-    book uses are read; they are downloaded once. The weights appear in FOLDER/weights.safetensors at the end.
-
-    Example: smlmtut train deepstorm runs/mine --gain 2.0 --offset 100 --read-variance 22 --steps 5000
-    """
-    with _plain_errors():
-        from dataclasses import asdict, replace
-
-        from . import pretrained, recipes, training
-
-        numbers = (gain, offset, read_variance)
-        maps = (gain_map, offset_map, read_variance_map)
-        given = any(x is not None for x in (*numbers, *maps))
-        scene = recipes.reference_scene(_camera(*numbers, *maps, None, None, None) if given else None)
-        changes = {
-            "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed,
-            "checkpoint_every": checkpoint_every,
-        }  # fmt: skip
-        settings = replace(recipes.SHIPPED, **{name: x for name, x in changes.items() if x is not None})
-        recipe = recipes.deepstorm_2d(scene, settings, **({} if channels is None else {"channels": channels}))
-        network = recipe.network(settings.seed)
-        states = training.train(network, recipe.draw, recipe.loss, settings, folder, device.value)
-        for _ in training.follow(states, settings, "train deepstorm"):
-            pass
-        training.read_average(network.cpu(), folder)
-        path = folder / "weights.safetensors"
-        pretrained.save(network, path, {"settings": asdict(settings)})  # type: ignore[arg-type]
-        typer.echo(f"wrote {path}")
 
 
 @app.command()
@@ -135,7 +71,7 @@ def simulate(
 
     Example: smlmtut simulate movie.tif truth.csv --frames 2000 --layout filaments --density 50
     """
-    with _plain_errors():
+    with plain_errors():
         import numpy as np
         import pandas as pd
         import torch
@@ -212,15 +148,15 @@ def localize(
     Example: smlmtut localize movie.tif -o locs.hdf5 --pixel-size-nm 108 --gain-map gain.hdf5
     --offset-map offset.hdf5 --read-variance-map readvar.hdf5 --crop 128,256
     """
-    with _plain_errors():
+    with plain_errors():
         from . import io, pretrained
         from .localize import localize_to_file
 
         with io.read_movie(movie) as file:
             shape = (file.shape[1], file.shape[2])
             maps = (gain_map, offset_map, read_variance_map)
-            camera = _camera(gain, offset, read_variance, *maps, _corner(crop), shape, saturation)
-            network = pretrained.load(weights, _device(device))
+            camera = camera_from(gain, offset, read_variance, *maps, corner_from(crop), shape, saturation)
+            network = pretrained.load(weights, device_from(device))
             rows = localize_to_file(
                 output, file, camera, network, pixel_size_nm, threshold, min_mass, resume, progress=not quiet,
                 precision=precision.value,
@@ -250,7 +186,7 @@ def render(
 
     Example: smlmtut render locs.csv -o image.png --pixel-size-nm 108 --factor 8 --sd-nm 15
     """
-    with _plain_errors():
+    with plain_errors():
         import numpy as np
 
         from . import io
@@ -277,71 +213,6 @@ def render(
         io.write_image(output, image, brightest)
         seen = f"{image.sum(dtype=float):.6g} of {len(table)} localizations"
         typer.echo(f"wrote {seen}, {image.shape[0]} × {image.shape[1]} pixels of {pixel / factor:g} nm, to {output}")
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What is wrong with the input in one line, and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        text = f"no such file: {error.filename}" if isinstance(error, FileNotFoundError) else str(error)
-        typer.echo(f"error: {' '.join(text.split())}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
-
-
-def _camera(
-    gain: float | None,
-    offset: float | None,
-    read_variance: float | None,
-    gain_map: Path | None,
-    offset_map: Path | None,
-    read_variance_map: Path | None,
-    corner: tuple[int, int] | None,
-    shape: tuple[int, int] | None,
-    saturation: float | None,
-) -> "Camera":
-    """A camera of numbers and maps, and of the part of the maps that the movie shows."""
-    from . import io
-    from .camera import Camera
-
-    values = {}
-    for name, number, path, default in (
-        ("gain", gain, gain_map, 1.0),
-        ("offset", offset, offset_map, 0.0),
-        ("read_variance", read_variance, read_variance_map, 0.0),
-    ):
-        if number is not None and path is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} and --{option}-map must not both be given")
-        values[name] = io.read_map(path) if path is not None else default if number is None else number
-    camera = Camera(**values, saturation=saturation)
-    if corner is None or shape is None:
-        return camera
-    if camera.shape is None:
-        raise ValueError("--crop needs a map of the camera")
-    return camera.crop(*corner, shape)
-
-
-def _corner(crop: str | None) -> tuple[int, int] | None:
-    if crop is None:
-        return None
-    try:
-        row, column = next(csv.reader([crop]))
-        return int(row), int(column)
-    except ValueError as error:
-        raise ValueError(f"--crop must be ROW,COLUMN, for instance 128,256, got {crop!r}") from error
-
-
-def _device(device: Device) -> str:
-    import torch
-
-    if device is not Device.auto:
-        return device.value
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from ._files import TruncatedFile, replacing, with_suffix
 from ._validate import choice, finite
+from .cddpm import ConditionalDiffusion
 from .data import HashMismatch
 from .deepstorm import DeepSTORM
 
@@ -21,7 +22,8 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
 
 SUFFIX = ".safetensors"
 KEY = "smlmtut"  # of the file's metadata: one JSON text, so that equal networks give equal bytes
-CLASSES = {"DeepSTORM": DeepSTORM}
+CLASSES = {"DeepSTORM": DeepSTORM, "ConditionalDiffusion": ConditionalDiffusion}
+Network = TypeVar("Network", DeepSTORM, ConditionalDiffusion)
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICKLES = (b"PK\x03\x04", b"\x80")  # how torch.save's files begin, now and formerly
 
@@ -30,7 +32,12 @@ class ArchitectureMismatch(ValueError):
     """Weights that do not fit the network that their file names."""
 
 
-def save(network: DeepSTORM, path: str | Path, metadata: dict[str, Any] | None = None, stored: str = "float32") -> str:
+def save(
+    network: DeepSTORM | ConditionalDiffusion,
+    path: str | Path,
+    metadata: dict[str, Any] | None = None,
+    stored: str = "float32",
+) -> str:
     """Write a network's weights and what is needed to build it again; returns the file's SHA-256.
 
     path: ends in .safetensors; a file that is there is replaced only when all is written.
@@ -54,11 +61,16 @@ def save(network: DeepSTORM, path: str | Path, metadata: dict[str, Any] | None =
     return sha256(path)
 
 
-def load(name_or_path: str | Path = "deepstorm-2d", device: torch.device | str = "cpu") -> DeepSTORM:
+def load(
+    name_or_path: str | Path = "deepstorm-2d",
+    device: torch.device | str = "cpu",
+    kind: type[Network] = DeepSTORM,  # pyright: ignore[reportArgumentType]
+) -> Network:
     """A trained network, float32, in eval mode and without gradients.
 
     name_or_path: a name in SHA256, for weights that come with the package; or a .safetensors file that `save`
         wrote (a Path, or a text with a suffix or a folder in it). Needs no network. Never unpickles.
+    kind: the class that is wanted; a file of another one is an ArchitectureMismatch.
     Raises ValueError for an unknown name, a file of another kind, or weights that are not finite; and these,
     which are ValueErrors too: HashMismatch where shipped weights are not those registered, TruncatedFile,
     ArchitectureMismatch where the tensors are not those of the class the file names. FileNotFoundError where
@@ -66,16 +78,20 @@ def load(name_or_path: str | Path = "deepstorm-2d", device: torch.device | str =
     """
     path = _path(name_or_path)
     content = describe(path)
-    kind, arguments = content["class"], content["arguments"]
+    arguments = content["arguments"]
+    if content["class"] != kind.__name__:
+        raise ArchitectureMismatch(f"{path} must hold a {kind.__name__}, got a {content['class']}")
     try:
         with torch.device("meta"):  # shapes only: no memory is taken and no random number drawn
-            network = CLASSES[kind](**arguments)
+            network = kind(**arguments)
     except (TypeError, ValueError) as error:
-        raise ArchitectureMismatch(f"{path} must hold arguments of {kind}, got {arguments}: {error}") from error
+        raise ArchitectureMismatch(
+            f"{path} must hold arguments of {kind.__name__}, got {arguments}: {error}"
+        ) from error
     wanted = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     with _opened(path) as file:
         got = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        _compare(path, f"{kind}({', '.join(f'{k}={v}' for k, v in arguments.items())})", wanted, got)
+        _compare(path, f"{kind.__name__}({', '.join(f'{k}={v}' for k, v in arguments.items())})", wanted, got)
         tensors = {name: file.get_tensor(name) for name in wanted}
     for name, x in tensors.items():
         if not x.is_floating_point():
@@ -112,9 +128,9 @@ def card(name_or_path: str | Path = "deepstorm-2d") -> str:
     return _place(name_or_path).with_suffix(".md").read_text(encoding="utf-8")
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
+def sha256(name_or_path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits; a name stands for the weights that come with the package."""
+    with open(_place(name_or_path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,5 +1,6 @@
 """How the shipped networks are trained: network, scenes, loss and settings, each in one place."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,11 +9,15 @@ from torch import Tensor, nn
 
 from . import data
 from .camera import Camera
+from .cddpm import ConditionalDiffusion, frame_input
 from .deepstorm import DeepSTORM
+from .diffusion import NoiseSchedule
 from .scenes import Scene, draw_batch
-from .training import Batch, Draw, Loss, Settings
+from .training import Batch, Draw, Loss, Settings, best_precision
 
-FRAME = (32, 32)  # camera pixels of a training frame
+FRAME = (32, 32)  # camera pixels of a training frame of DeepSTORM
+SMALL_FRAME = (16, 16)  # of the diffusion model: 64 × 64 super-resolved pixels
+STEPS = 100  # of the noise schedule, as published
 SCALE = 100.0  # brings the mean squared error per super-resolved pixel to about 1 at the start
 
 
@@ -55,6 +60,28 @@ def deepstorm_2d(scene: Scene, settings: Settings | None = None, **architecture)
 SHIPPED = Settings(steps=13_000, batch=8, learning_rate=2e-3, warmup=200, ema=0.999, clip=20.0, seed=2026)
 
 
+def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: Settings | None = None, **architecture) -> Recipe:
+    """The conditional diffusion model of y given phi's ŷ, and given the frame too in half of the rows.
+
+    phi: trained, and left as it is. settings: None: those of the shipped weights. architecture: arguments of
+        ConditionalDiffusion that differ from its own; form="published" for the published form.
+    """
+
+    def network(seed: int) -> ConditionalDiffusion:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ConditionalDiffusion(**architecture)
+
+    frames = network(0).frame
+    return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), Denoising(frames), settings or SHIPPED_DIFFUSION)
+
+
+# the gradient of centre and scale, in units of a small scale, has norms of about 15
+SHIPPED_DIFFUSION = Settings(steps=10_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=50.0, seed=2027)
+PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
+PUBLISHED_FORM = {"form": "published", "kind": "noise", "frame": False}
+
+
 def draw_frames(scene: Scene, shape: tuple[int, int], factor: int, sigma: float) -> Draw:
     """Frames, read variance and target KDE of a scene, for `training.train`."""
 
@@ -70,3 +97,39 @@ def squared_error(network: nn.Module, batch: Batch) -> Tensor:
     """SCALE · mean (ŷ − y)² over the super-resolved pixels."""
     electrons, variance, target = batch
     return SCALE * (network(electrons, variance).float() - target).square().mean()
+
+
+def draw_estimates(scene: Scene, shape: tuple[int, int], phi: DeepSTORM) -> Draw:
+    """What Denoising takes: y, ŷ, the frame as the network sees it, whether it may, γ and noise."""
+    schedule = NoiseSchedule.cosine(STEPS)
+    networks: dict[torch.device, DeepSTORM] = {}
+
+    @torch.no_grad()
+    def draw(batch: int, generator: torch.Generator) -> Batch:
+        device = generator.device
+        if device not in networks:
+            networks[device] = copy.deepcopy(phi).to(device)
+        frames = draw_batch(replace(scene, camera=scene.camera.to(device)), batch, shape, generator)
+        y = frames.target(phi.factor, phi.sigma)
+        with torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == "bf16"):
+            estimate = networks[device](frames.electrons, frames.read_variance).float()
+        given = torch.rand(batch, generator=generator, device=device) < 0.5
+        gamma = schedule.draw_gamma(batch, generator).float()
+        noise = torch.randn(y.shape, generator=generator, device=device)
+        return y, estimate, frame_input(frames.electrons, frames.read_variance), given, gamma, noise
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Mean of the denoiser's squared error and of what centre and scale get wrong. frames: whether it sees frames."""
+
+    frames: bool
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        y, estimate, frame, given, gamma, noise = batch
+        known = (estimate, frame, given) if self.frames else (estimate,)
+        output, wanted, surprise = network(y, known, gamma, noise)
+        loss = (output - wanted).square().mean()
+        return loss if surprise is None else loss + surprise.mean()

@@ -216,7 +216,7 @@ def test_what_cannot_be_saved(path):
         save(network, path.with_suffix(".pt"))
     with pytest.raises(ValueError, match="stored must be one of"):
         save(network, path, stored="int8")
-    with pytest.raises(ValueError, match="network must be one of 'DeepSTORM', got 'Linear'"):
+    with pytest.raises(ValueError, match="network must be one of 'DeepSTORM', 'ConditionalDiffusion', got 'Linear'"):
         save(torch.nn.Linear(1, 1), path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="metadata must be what JSON can hold"):
         save(network, path, {"when": object()})
