@@ -4,9 +4,7 @@ A frame's ŷ is put together from windows of one size. A window keeps the part t
 from its edges, where ŷ is what it would be in the whole frame; every super-resolved pixel comes from one window.
 """
 
-import mmap
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +14,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._account import COLUMNS, Account, ProgressMismatch, identity
-from ._validate import choice, non_negative, positive, rank, whole
-from .camera import Camera, check_frame_size, saturated
+from ._validate import choice, non_negative, positive, whole
+from ._windows import Frames, movie_shape, read_frames, spans
+from .camera import Camera
 from .deepstorm import DeepSTORM, estimate_kde
-from .io import Movie
 from .kde import MASS_REACH, to_coordinates
 from .tables import CSV, HDF5
 from .training import PRECISIONS, best_precision
 
 __all__ = ["ProgressMismatch", "localize", "localize_to_file"]
-
-Frames = Movie | np.ndarray | Tensor
 
 WINDOW = 256  # camera pixels: larger windows share less, smaller ones stay in the cache
 FRAMES_AT_ONCE, PIXELS_AT_ONCE = 256, 1 << 22  # of a block that is read, and of which the file keeps account
@@ -58,36 +54,22 @@ def localize(
     than what the network needs around a pixel, a limit that is negative, another precision, or, naming the frame, a
     pixel that is not finite or is saturated.
     """
-    length, height, width = _shape(movie, camera)
+    length, height, width = movie_shape(movie, camera)
     whole("start", start, 0)
     non_negative("threshold", threshold)
     non_negative("min_mass", min_mass)
-    windows = [_spans("window", size, window, network.reach) for size in (height, width)]
-    shape = (min(window, height), min(window, width))
-    device = network.head.weight.device
-    precision = _precision(precision, network)
-    parts = [
-        (row, column, camera.crop(row[0], column[0], shape).to(device, torch.float32))
-        for row in windows[0]
-        for column in windows[1]
-    ]
-    f = network.factor
+    estimate = estimator(network, camera, (height, width), window, precision)
     block = max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
-    batch = max(1, BATCH_PIXELS["cpu" if device.type == "cpu" else "other"] // (height * width))
+    device = network.head.weight.device.type
+    batch = max(1, BATCH_PIXELS["cpu" if device == "cpu" else "other"] // (height * width))
 
     def blocks() -> Iterator[tuple[int, pd.DataFrame]]:
         for first in range(start, length, block):
-            adu = _read(movie, camera, first, min(first + block, length))  # (n, H, W)
-            tables = []
-            for i in range(0, len(adu), batch):
-                some = adu[i : i + batch]
-                y = torch.empty(len(some), 1, f * height, f * width, device=device)
-                for (top, r0, r1), (left, c0, c1), place in parts:
-                    seen = some[:, top : top + shape[0], left : left + shape[1]]
-                    part = estimate_kde(network, seen.to(device), place, precision)
-                    kept = part[:, :, f * (r0 - top) : f * (r1 - top), f * (c0 - left) : f * (c1 - left)]
-                    y[:, :, f * r0 : f * r1, f * c0 : f * c1] = kept
-                tables.append(_peaks(y, network, first + i, threshold, min_mass))
+            adu = read_frames(movie, camera, first, min(first + block, length))  # (n, H, W)
+            tables = [
+                find_peaks(estimate(adu[i : i + batch]), network, first + i, threshold, min_mass)
+                for i in range(0, len(adu), batch)
+            ]
             yield first + len(adu), pd.concat(tables, ignore_index=True)
 
     return blocks()  # so that bad arguments are told before the first block is asked for
@@ -119,8 +101,8 @@ def localize_to_file(
     if path.suffix.lower() not in CSV + HDF5:
         raise ValueError(f"path must end in {', '.join(CSV + HDF5)}, got {str(path)!r}")
     positive("pixel_size_nm", pixel_size_nm)
-    length, height, width = _shape(movie, camera)
-    precision = _precision(precision, network)  # of "auto", what this machine took: another one may take another
+    length, height, width = movie_shape(movie, camera)
+    precision = chosen_precision(precision, network)  # of "auto", what this machine took: another one may take another
     run = identity(movie, camera, network) | {
         "threshold": float(threshold), "min_mass": float(min_mass), "window": window, "precision": precision,
         # sums in another order differ in their rounding
@@ -138,13 +120,42 @@ def localize_to_file(
     return account.rows
 
 
-def _peaks(y: Tensor, network: DeepSTORM, first: int, threshold: float, min_mass: float) -> pd.DataFrame:
+def estimator(
+    network: DeepSTORM, camera: Camera, shape: tuple[int, int], window: int, precision: str
+) -> Callable[[Tensor], Tensor]:
+    """ŷ of whole frames, put together from windows: a function from ADU (n, H, W) to (n, 1, f·H, f·W) where φ lies.
+
+    shape: (H, W); others: as in `localize`. Raises ValueError for a window that is not larger than what the network
+    needs around a pixel, or another precision.
+    """
+    f, device, precision = network.factor, network.head.weight.device, chosen_precision(precision, network)
+    rows, columns = (spans("window", size, window, network.reach) for size in shape)
+    seen = (min(window, shape[0]), min(window, shape[1]))
+    parts = [
+        (row, column, camera.crop(row[0], column[0], seen).to(device, torch.float32))
+        for row in rows
+        for column in columns
+    ]
+
+    def estimate(adu: Tensor) -> Tensor:
+        y = torch.empty(len(adu), 1, f * shape[0], f * shape[1], device=device)
+        for (top, r0, r1), (left, c0, c1), place in parts:
+            part = adu[:, top : top + seen[0], left : left + seen[1]].to(device)
+            part = estimate_kde(network, part, place, precision)
+            kept = part[:, :, f * (r0 - top) : f * (r1 - top), f * (c0 - left) : f * (c1 - left)]
+            y[:, :, f * r0 : f * r1, f * c0 : f * c1] = kept
+        return y
+
+    return estimate
+
+
+def find_peaks(y: Tensor, network: DeepSTORM, first: int, threshold: float, min_mass: float) -> pd.DataFrame:
     """The peaks of frames `first`, `first` + 1, … from their ŷ (n, 1, f·H, f·W), sought in bands of rows."""
     f, height, width = network.factor, y.shape[2] // network.factor, y.shape[3] // network.factor
     # a peak's mass depends on maxima two such reaches away, and they on their neighbours
     margin = -(-(2 * MASS_REACH + 1) // f)
     band = max(PEAK_PIXELS // (len(y) * width), 4 * margin)
-    bands = _spans("band", height, band, margin)
+    bands = spans("band", height, band, margin)
     # in float64 a position is the same in both bands that see it; Apple's GPUs have none
     y = (y.cpu() if y.device.type == "mps" else y).double()
     columns: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
@@ -167,61 +178,8 @@ def _peaks(y: Tensor, network: DeepSTORM, first: int, threshold: float, min_mass
     return table.sort_values("frame", kind="stable", ignore_index=True)
 
 
-def _spans(name: str, size: int, window: int, reach: int) -> list[tuple[int, int, int]]:
-    """Windows of one length that cover 0 … size, as (start, begin, end) of which [begin, end) is the window's own.
-
-    Own parts do not overlap, cover all, and keep `reach` from the window's ends, but for those that are the frame's.
-    """
-    if whole(name, window) >= size:
-        return [(0, 0, size)]
-    if window <= 2 * reach:
-        raise ValueError(f"{name} must be larger than twice the reach of {reach} px, or cover the frame, got {window}")
-    count = -(-(size - 2 * reach) // (window - 2 * reach))
-    starts = [i * (size - window) // (count - 1) for i in range(count)]
-    borders = [0, *((a + window + b) // 2 for a, b in pairwise(starts)), size]
-    return [(start, *own) for start, own in zip(starts, pairwise(borders), strict=True)]
-
-
-def _precision(precision: str, network: DeepSTORM) -> str:
+def chosen_precision(precision: str, network: DeepSTORM) -> str:
     """The precision by its name; of "auto", the one that pays where the network lies."""
     if choice("precision", precision, PRECISIONS) == "auto":
         return best_precision(network.head.weight.device)
     return precision
-
-
-def _shape(movie: Frames, camera: Camera) -> tuple[int, int, int]:
-    """(T, H, W); ValueError where the movie is none, or the camera's maps have another size."""
-    if not isinstance(movie, Movie):
-        rank("movie", movie, 3)
-    length, height, width = (int(n) for n in movie.shape)
-    if 0 in (length, height, width):
-        raise ValueError(f"movie must hold at least one frame of one pixel, got shape {(length, height, width)}")
-    if any(isinstance(x, Tensor) and x.ndim > 2 for x in (camera.gain, camera.offset, camera.read_variance)):
-        raise ValueError("camera must have numbers or (H, W) maps for a movie, got a part of the sensor for each frame")
-    check_frame_size("movie", torch.empty(height, width, device="meta"), camera)
-    return length, height, width
-
-
-def _read(movie: Frames, camera: Camera, first: int, last: int) -> Tensor:
-    """Frames first … last − 1 as float32, every pixel finite and below saturation: (n, H, W)."""
-    part = movie[first:last]
-    _forget(movie)
-    adu = part.detach().cpu().float() if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
-    for bad, wanted in (
-        (~torch.isfinite(adu), "finite numbers"),
-        (saturated(adu, camera), f"below the camera's saturation of {camera.saturation} ADU"),
-    ):
-        if bool(bad.any()):
-            i, row, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"movie must hold values that are {wanted}, got {adu[i, row, column]:g} in frame {first + i}, counted "
-                f"from 0, at row {row}, column {column} ({int(bad[i].sum())} pixels of that frame are not)"
-            )
-    return adu
-
-
-def _forget(movie: Frames) -> None:
-    """Give back a mapped file's pages: the system counts those that were read as this process's memory."""
-    mapped = getattr(movie._map, "_mmap", None) if isinstance(movie, Movie) else None
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        mapped.madvise(mmap.MADV_DONTNEED)

@@ -65,8 +65,8 @@ def assert_close(a: pd.DataFrame, b: pd.DataFrame) -> None:
 
 def kdes(monkeypatch) -> list[Tensor]:
     """The ŷ of each batch from now on, as it was put together."""
-    peaks, seen = localize._peaks, []
-    monkeypatch.setattr(localize, "_peaks", lambda y, *rest: (seen.append(y), peaks(y, *rest))[1])
+    peaks, seen = localize.find_peaks, []
+    monkeypatch.setattr(localize, "find_peaks", lambda y, *rest: (seen.append(y), peaks(y, *rest))[1])
     return seen
 
 
@@ -174,7 +174,7 @@ def test_bands_give_the_table_of_the_whole_frame(monkeypatch):
 
 @pytest.mark.parametrize(("size", "window", "reach"), [*itertools.product((1, 7, 20, 64, 301), (9, 16, 64), (0, 1, 4))])
 def test_spans_cover_once_and_keep_their_distance(size, window, reach):
-    spans = localize._spans("window", size, window, reach)
+    spans = localize.spans("window", size, window, reach)
     owned = [pixel for _, begin, end in spans for pixel in range(begin, end)]
     assert owned == list(range(size))
     for start, begin, end in spans:
@@ -375,8 +375,8 @@ def broken_off(tmp_path, monkeypatch):
 
 def spied(monkeypatch) -> list[int]:
     """The first frame of each block that is read from now on."""
-    read, first = localize._read, []
-    monkeypatch.setattr(localize, "_read", lambda *args: (first.append(args[2]), read(*args))[1])
+    read, first = localize.read_frames, []
+    monkeypatch.setattr(localize, "read_frames", lambda *args: (first.append(args[2]), read(*args))[1])
     return first
 
 
