@@ -126,6 +126,8 @@ def denoising_loss(
 
     output, y0, noise: (B, ...); gamma: (B,) in (0, 1). Raises ValueError for another kind, weight, shape or range.
     """
+    if output.shape != y0.shape:  # subtraction would spread it
+        raise ValueError(f"output must have the shape of y0, {tuple(y0.shape)}, got {tuple(output.shape)}")
     error = output - target(kind, y0, noise, gamma)
     row = error.square().flatten(1).mean(1)  # (B,)
     return (loss_weight(kind, log_snr(gamma), weight).to(row.dtype) * row).mean()

@@ -60,7 +60,9 @@ class NoiseSchedule:
     @classmethod
     def log_linear(cls, steps: int, first: float = 10.0, last: float = -12.0) -> "NoiseSchedule":
         """log-SNR even from first at t = 1 to last at t = T, after γ_0 = 1."""
-        return cls(_from_log_snr(torch.linspace(finite("first", first), finite("last", last), whole("steps", steps))))
+        ends = finite("first", first), finite("last", last)
+        levels = torch.linspace(*ends, whole("steps", steps), dtype=torch.float64)
+        return cls(torch.cat([torch.ones(1, dtype=torch.float64), from_log_snr(levels)]))
 
     @property
     def steps(self) -> int:
@@ -110,7 +112,7 @@ class NoiseSchedule:
         if steps == 1:
             return NoiseSchedule(ends)
         if spacing == "time":
-            chosen = torch.linspace(1, self.steps, steps, dtype=torch.float64).round().long()
+            chosen = torch.linspace(0, self.steps - 1, steps, dtype=torch.float64).round().long() + 1
             return NoiseSchedule(torch.cat([ends[:1], self.gammas[chosen]]))
         highest, lowest = self.log_snr[1].item() if first is None else first, self.log_snr[-1].item()
         if not finite("first", highest) > lowest:
@@ -139,11 +141,6 @@ def log_snr(gamma: Tensor) -> Tensor:
 def from_log_snr(log_snr: Tensor) -> Tensor:
     """γ = 1/(1 + exp(−λ)): any shape."""
     return log_snr.sigmoid()
-
-
-def _from_log_snr(levels: Tensor) -> Tensor:
-    """γ_0 = 1 and then the γ of these log-SNRs, float64."""
-    return torch.cat([torch.ones(1, dtype=torch.float64), from_log_snr(levels.double())])
 
 
 def widest(device: torch.device) -> torch.dtype:
