@@ -129,7 +129,7 @@ def denoising_loss(
     if output.shape != y0.shape:  # subtraction would spread it
         raise ValueError(f"output must have the shape of y0, {tuple(y0.shape)}, got {tuple(output.shape)}")
     error = output - target(kind, y0, noise, gamma)
-    row = error.square().flatten(1).mean(1)  # (B,)
+    row = error.square().reshape(len(error), -1).mean(1)  # (B,)
     return (loss_weight(kind, log_snr(gamma), weight).to(row.dtype) * row).mean()
 
 

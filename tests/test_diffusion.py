@@ -119,6 +119,10 @@ def test_loss_is_the_double_mean_written_out(kind):
         aim = {"noise": noise[b], "x0": y0[b], "v": signal * noise[b] - spread * y0[b]}[kind]
         wanted += float(((output[b] - aim) ** 2).sum()) / 6 / 4
     assert denoising_loss(kind, output, y0, noise, gamma).item() == pytest.approx(wanted, rel=1e-12)
+    # one number a row is an image of rank 0
+    flat = (x[:, 0, 0, 0] for x in (output, y0, noise))
+    column = (x[:, :, 0, 0] for x in (output, y0, noise))
+    assert denoising_loss(kind, *flat, gamma).item() == denoising_loss(kind, *column, gamma).item()
 
 
 def test_min_snr_loss_is_the_same_whatever_the_network_predicts():
