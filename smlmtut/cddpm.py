@@ -19,6 +19,7 @@ from .unet import UNet
 
 FORMS = ("whitened", "published")
 SCALE_AT_START = 0.1  # of the KDE's unit, about what DeepSTORM leaves unsaid beside an emitter
+NEAR = 4  # super-resolved pixels about a pixel whose ŷ is summed to see how wide a blob is
 
 
 class ConditionalDiffusion(nn.Module):
@@ -54,7 +55,7 @@ class ConditionalDiffusion(nn.Module):
             "reading": whole("reading", reading),
         }  # fmt: skip
         known = 1 + (3 if self.frame else 0)  # ŷ; signal, read noise, whether they are given
-        self.read = Reader(known + 1, reading) if self.whitened else None
+        self.read = Reader(known + 2, reading) if self.whitened else None
         self.unet = UNet(1 + known + (3 if self.whitened else 0), 1, (channels[0], channels[1]), blocks)
 
     def condition(self, estimate: Tensor, frame: Tensor | None = None, given: Tensor | None = None) -> Tensor:
@@ -89,14 +90,14 @@ class ConditionalDiffusion(nn.Module):
         if self.read is None:
             half = torch.full_like(estimate, 0.5)
             return half, half
-        shift, width = self.read(torch.cat([condition, root(estimate)], 1)).float().chunk(2, 1)
+        shift, width = self.read(torch.cat([condition, blob_width(estimate)], 1)).float().chunk(2, 1)
         return estimate + SCALE_AT_START * shift, self.floor + SCALE_AT_START * F.softplus(width)
 
     def inputs(self, condition: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
         """What the U-Net sees beside z_t: (B, C, fH, fW)."""
         if self.read is None:
             return condition
-        return torch.cat([condition, root(condition[:, :1]), centre, scale / SCALE_AT_START], 1)
+        return torch.cat([condition, condition[:, :1].clamp(min=0).sqrt(), centre, scale / SCALE_AT_START], 1)
 
     def denoise(self, z_t: Tensor, gamma: Tensor, inputs: Tensor) -> Tensor:
         """The estimate of z_0, the form that the samplers take: (B, 1, fH, fW), float32."""
@@ -105,26 +106,29 @@ class ConditionalDiffusion(nn.Module):
 
     def forward(
         self, y: Tensor, known: tuple[Tensor, ...], gamma: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What training compares: the U-Net's output, its target, and −ln N(y; centre, scale²) less a constant.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What training compares: the U-Net's output, its target, −ln N(y; centre, scale²), and each pixel's weight.
 
-        y, noise: (B, 1, fH, fW); known: the arguments of `condition`; gamma: (B,). Returns three of (B, 1, fH, fW), the
-        last None in the published form. No gradient flows from the first two into centre and scale.
+        y, noise: (B, 1, fH, fW); known: the arguments of `condition`; gamma: (B,). Returns four of (B, 1, fH, fW), the
+        third less a constant; in the published form it is 0 and the weights are 1. No gradient flows from output and
+        target into centre and scale. The weight, scale over SCALE_AT_START, is a function of the condition alone and
+        moves no minimum; it keeps the rare emitter in the dark, a z of 1 / floor, from drowning all other gradients.
         """
         condition = self.condition(*known)
         centre, scale = self.standardize(condition)
         z = (y - centre) / scale
-        surprise = scale.log() + z.square() / 2 if self.whitened else None
+        surprise = scale.log() + z.square() / 2 if self.whitened else torch.zeros_like(y)
+        weight = scale.detach() / SCALE_AT_START if self.whitened else torch.ones_like(y)
         z, inputs = z.detach(), self.inputs(condition, centre.detach(), scale.detach())
         z_t = q_sample(z, gamma, noise)
         output = self.unet(torch.cat([z_t, inputs], 1), log_snr(gamma)).float()
-        return output, target(self.kind, z, noise, gamma), surprise
+        return output, target(self.kind, z, noise, gamma), surprise, weight
 
 
 class Reader(nn.Module):
     """Reads centre and scale off the condition: dilated convolutions at half the resolution; starts at 0."""
 
-    def __init__(self, inputs: int, features: int, dilations: tuple[int, ...] = (1, 2, 1)) -> None:
+    def __init__(self, inputs: int, features: int, dilations: tuple[int, ...] = (1, 2, 4)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4 * inputs, features, 3, padding=1)
         self.layers = nn.ModuleList(nn.Conv2d(features, features, 3, padding=d, dilation=d) for d in dilations)
@@ -145,6 +149,13 @@ def frame_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
     return network_input(electrons, read_variance)
 
 
-def root(estimate: Tensor) -> Tensor:
-    """√ŷ, which shows the faint rim of a blob, where its width is read."""
-    return estimate.clamp(min=0).sqrt()
+def blob_width(estimate: Tensor) -> Tensor:
+    """Two images that tell how wide the blobs of ŷ are: (B, 1, H, W) to (B, 2, H, W).
+
+    √ŷ shows a blob's faint rim. The other is Σ (ŷ/2 − ŷ²)/π over the pixels at most NEAR away along each axis. A kernel
+    of sd 1 and peak 1 has Σ y = 2π and Σ y² = π wherever it lies, so about a lone emitter, for ŷ = E[y | x], this sum
+    is Σ Var[y | x] / π: 0 for a position that is known, rising with its uncertainty, at any place between pixels.
+    """
+    side = 2 * NEAR + 1
+    summed = F.avg_pool2d(estimate / 2 - estimate.square(), side, 1, NEAR) * side**2
+    return torch.cat([estimate.clamp(min=0).sqrt(), summed / torch.pi], 1)

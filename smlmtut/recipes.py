@@ -76,8 +76,7 @@ def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: Settings | None = None, **a
     return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), Denoising(frames), settings or SHIPPED_DIFFUSION)
 
 
-# the gradient of centre and scale, in units of a small scale, has norms of about 15
-SHIPPED_DIFFUSION = Settings(steps=10_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=50.0, seed=2027)
+SHIPPED_DIFFUSION = Settings(steps=10_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027)
 PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
 PUBLISHED_FORM = {"form": "published", "kind": "noise", "frame": False}
 
@@ -130,6 +129,5 @@ class Denoising:
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         y, estimate, frame, given, gamma, noise = batch
         known = (estimate, frame, given) if self.frames else (estimate,)
-        output, wanted, surprise = network(y, known, gamma, noise)
-        loss = (output - wanted).square().mean()
-        return loss if surprise is None else loss + surprise.mean()
+        output, wanted, surprise, weight = network(y, known, gamma, noise)
+        return (weight * ((output - wanted).square() + surprise)).mean()

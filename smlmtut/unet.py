@@ -43,7 +43,7 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int = 1, channels: tuple[int, int] = (32, 64), blocks: int = 1, heads: int = 4
+        self, inputs: int, outputs: int = 1, channels: tuple[int, int] = (32, 64), blocks: int = 1, heads: int = 1
     ) -> None:
         super().__init__()
         fine, coarse = (whole("channels", n) for n in channels)

@@ -108,7 +108,7 @@ def test_neighbouring_levels_are_neighbours():
     ("call", "words"),
     [
         (lambda: UNet(0), "inputs"),
-        (lambda: UNet(1, channels=(8, 10)), "heads must divide the features 10"),
+        (lambda: UNet(1, channels=(8, 10), heads=4), "heads must divide the features 10"),
         (lambda: UNet(1, blocks=0), "blocks"),
         (lambda: UNet(2)(torch.zeros(1, 1, 8, 8), torch.zeros(1)), "2 channels"),
         (lambda: UNet(1)(torch.zeros(1, 1, 8, 6), torch.zeros(1)), "sides that 4 divides"),
