@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from ._validate import choice, positive, rank, whole
 from .deepstorm import network_input
 from .diffusion import KINDS, log_snr, q_sample, target, to_x0
+from .samplers import Sampler, dpm_solver, sample
+from .schedule import NoiseSchedule
 from .unet import UNet
 
 FORMS = ("whitened", "published")
 SCALE_AT_START = 0.1  # of the KDE's unit, about what DeepSTORM leaves unsaid beside an emitter
+STEPS = 100  # of the noise schedule that is trained on, as published
+CALLS = 20  # of the network for a sample, unless another schedule is asked for
+CHUNK = 32  # images at once: more fall out of a CPU's cache
 NEAR = 4  # super-resolved pixels about a pixel whose ŷ is summed to see how wide a blob is
 
 
@@ -123,6 +128,40 @@ class ConditionalDiffusion(nn.Module):
         z_t = q_sample(z, gamma, noise)
         output = self.unet(torch.cat([z_t, inputs], 1), log_snr(gamma)).float()
         return output, target(self.kind, z, noise, gamma), surprise, weight
+
+
+@torch.no_grad()
+def sample_kde(
+    network: ConditionalDiffusion,
+    estimate: Tensor,
+    samples: int,
+    generator: torch.Generator,
+    frame: Tensor | None = None,
+    schedule: NoiseSchedule | None = None,
+    sampler: Sampler = dpm_solver,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> Tensor:
+    """Draw S kernel density estimates for each ŷ from p(y | ŷ), or p(y | x, ŷ) where the frame is given.
+
+    estimate: ŷ (B, 1, fH, fW), any sides that 4 divides; frame: (B, 2, H, W) of `frame_input`.
+    schedule, sampler: None, `few_calls()`, with DPM-Solver++; `NoiseSchedule.cosine(STEPS)` with samplers.ancestral is
+        the published way. chunk, progress, generator: as in samplers.sample.
+    Returns (B, S, fH, fW) float32. Under autocast the network runs in its type.
+    Raises ValueError as `condition` and samplers.sample do.
+    """
+    condition = network.condition(estimate, frame)
+    centre, scale = network.standardize(condition)
+    z = sample(
+        sampler, network.denoise, schedule or few_calls(), tuple(estimate.shape),
+        network.inputs(condition, centre, scale), samples, generator, chunk, progress,
+    )  # (B, S, 1, fH, fW)  # fmt: skip
+    return centre + scale * z[:, :, 0]
+
+
+def few_calls(calls: int = CALLS) -> NoiseSchedule:
+    """The schedule that was trained on, resampled evenly in the log-SNR."""
+    return NoiseSchedule.cosine(STEPS).resample(calls, "log-snr")
 
 
 class Reader(nn.Module):

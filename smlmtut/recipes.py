@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import data
 from .camera import Camera
-from .cddpm import ConditionalDiffusion, frame_input
+from .cddpm import STEPS, ConditionalDiffusion, frame_input
 from .deepstorm import DeepSTORM
 from .diffusion import NoiseSchedule
 from .scenes import Scene, draw_batch
@@ -17,7 +17,6 @@ from .training import Batch, Draw, Loss, Settings, best_precision
 
 FRAME = (32, 32)  # camera pixels of a training frame of DeepSTORM
 SMALL_FRAME = (16, 16)  # of the diffusion model: 64 × 64 super-resolved pixels
-STEPS = 100  # of the noise schedule, as published
 SCALE = 100.0  # brings the mean squared error per super-resolved pixel to about 1 at the start
 
 
