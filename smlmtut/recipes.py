@@ -75,7 +75,7 @@ def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: Settings | None = None, **a
     return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), Denoising(frames), settings or SHIPPED_DIFFUSION)
 
 
-SHIPPED_DIFFUSION = Settings(steps=10_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027)
+SHIPPED_DIFFUSION = Settings(steps=6_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027)
 PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
 PUBLISHED_FORM = {"form": "published", "kind": "noise", "frame": False}
 
