@@ -1,0 +1,185 @@
+"""The conditional model: its change of variables, what it reads off a blob, samples of a network that knows nothing."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from smlmtut.cddpm import CALLS, SCALE_AT_START, ConditionalDiffusion, blob_width, few_calls, frame_input, sample_kde
+from smlmtut.diffusion import target
+from smlmtut.kde import kde
+from smlmtut.psf import Emitters
+from smlmtut.samplers import ancestral
+from smlmtut.schedule import NoiseSchedule
+
+SMALL = {"channels": (8, 16), "reading": 8}
+START = 0.02 + SCALE_AT_START * math.log(2)  # scale of a network that has learned nothing: softplus(0) = ln 2
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def published(**more) -> ConditionalDiffusion:
+    return ConditionalDiffusion(form="published", kind="noise", frame=False, **{**SMALL, **more})
+
+
+def blob(tau: float = 0.0, u: float = 3.4, v: float = 3.9) -> torch.Tensor:
+    """E[y] of a lone emitter whose position is Gaussian with sd tau (super-resolved px): (1, 1, 32, 32)."""
+    wide = math.sqrt(1 + tau**2)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    return kde(Emitters(u * one, v * one, one), (8, 8), sigma=wide) / wide**2
+
+
+# -- what is read off a blob -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [(3.5, 3.5), (3.625, 3.625), (3.4, 3.9)])
+def test_a_position_that_is_known_has_no_variance_wherever_it_lies_between_pixels(place):
+    """Σ y = 2π and Σ y² = π of a sampled kernel of sd 1, within 4 exp(−2π²) and 4 exp(−π²) = 2e-4 of it."""
+    column, row = (round(4 * (x + 0.5) - 0.5) for x in place)
+    # the sum about the nearest pixel ends 4 px or more from the emitter: 4 · P(Z > 4) = 1.3e-4 of the mass lies beyond
+    assert abs(float(blob_width(blob(0, *place))[0, 1, row, column])) < 5e-4
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.6])
+def test_local_sum_is_the_total_variance_of_a_lone_emitter(tau):
+    """E[y] is a Gaussian of variance 1 + τ² and mass 2π: Σ (E/2 − E²)/π = 1 − 1/(1 + τ²)."""
+    seen = float(blob_width(blob(tau))[0, 1, 17, 15])  # the pixel nearest to row 3.9, column 3.4 of the camera
+    drawn = generator()
+    u = 3.4 + tau / 4 * torch.randn(4000, 1, generator=drawn, dtype=torch.float64)
+    v = 3.9 + tau / 4 * torch.randn(4000, 1, generator=drawn, dtype=torch.float64)
+    total = float(kde(Emitters(u, v, torch.ones_like(u)), (8, 8)).var(0).sum()) / math.pi
+    assert seen == pytest.approx(1 - 1 / (1 + tau**2), abs=5e-3)  # as above
+    assert seen == pytest.approx(total, rel=0.1)  # 4000 draws: a variance to about 3 %
+
+
+# -- the change of variables -------------------------------------------------------------------------------
+
+
+def test_published_form_is_the_image_between_minus_one_and_one():
+    centre, scale = published().standardize(torch.rand(1, 1, 8, 8, generator=generator()))
+    assert torch.equal((torch.tensor([0.0, 1.0]) - centre[0, 0, 0, 0]) / scale[0, 0, 0, 0], torch.tensor([-1.0, 1.0]))
+
+
+def test_starts_at_the_estimate_with_one_scale():
+    network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
+    centre, scale = network.standardize(network.condition(estimate))
+    assert torch.equal(centre, estimate)
+    torch.testing.assert_close(scale, torch.full_like(scale, START))
+
+
+def test_what_training_compares():
+    """The target is that of z, and the surprise is −ln N(y; centre, scale²) without ln √(2π)."""
+    network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
+    y, gamma = blob().float(), torch.tensor([0.3])
+    noise = torch.randn(y.shape, generator=generator())
+    output, wanted, surprise, weight = network(y, (estimate,), gamma, noise)
+    z = (y - estimate) / START
+    torch.testing.assert_close(wanted, target("v", z, noise, gamma))
+    normal = torch.distributions.Normal(estimate, torch.full_like(y, START))
+    torch.testing.assert_close(surprise, -normal.log_prob(y) - math.log(2 * math.pi) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight, torch.full_like(y, START / SCALE_AT_START))
+    assert torch.equal(output, torch.zeros_like(output))
+
+
+def test_no_gradient_of_the_denoiser_reaches_centre_and_scale():
+    network = ConditionalDiffusion(**SMALL)
+    y, noise = blob().float(), torch.randn(1, 1, 32, 32, generator=generator())
+    output, wanted, *_ = network(y, (blob(0.5).float(),), torch.tensor([0.3]), noise)
+    (output - wanted).square().mean().backward()
+    assert network.read is not None and all(p.grad is None for p in network.read.parameters())
+
+
+def test_learns_mean_and_sd_of_what_is_not_gaussian():
+    """y = ŷ + 0.1 + s(ŷ) e, e = ±1 with probability ½ each: centre ŷ + 0.1 and scale s, by the Gaussian's surprise."""
+    network = ConditionalDiffusion(**SMALL, frame=False)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    drawn = generator()
+
+    def frames() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        estimate = F.interpolate(torch.rand(16, 1, 4, 4, generator=drawn), scale_factor=4.0)
+        sd = 0.05 + 0.2 * estimate
+        return estimate, sd, estimate + 0.1 + sd * (2.0 * (torch.rand(sd.shape, generator=drawn) < 0.5) - 1)
+
+    for _ in range(250):
+        estimate, _, y = frames()
+        centre, scale = network.standardize(estimate)
+        optimizer.zero_grad()
+        (scale.log() + ((y - centre) / scale).square() / 2).mean().backward()
+        optimizer.step()
+    estimate, sd, _ = frames()
+    centre, scale = network.standardize(network.condition(estimate))
+    # the last of 250 noisy steps: some hundredths; scales that ignored ŷ would be wrong by a factor of 2
+    assert float(((centre - estimate - 0.1) / sd).detach().square().mean().sqrt()) < 0.15
+    assert float((scale / sd).log().detach().square().mean().sqrt()) < 0.15
+
+
+# -- conditions --------------------------------------------------------------------------------------------
+
+
+def test_a_frame_that_is_not_given_is_no_frame():
+    network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
+    frame = frame_input(torch.full((1, 1, 8, 8), 7.0), 2.0)
+    without = network.condition(estimate)
+    assert without.shape == (1, 4, 32, 32)
+    assert torch.equal(network.condition(estimate, frame, torch.tensor([False])), without)
+    given = network.condition(estimate, frame)
+    assert torch.equal(given[:, 3], torch.ones(1, 32, 32)) and not torch.equal(given[:, 1:3], without[:, 1:3])
+    torch.testing.assert_close(given[:, 1, 8:24, 8:24], frame[:, :1].mean().expand(1, 16, 16))  # a constant stays one
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ConditionalDiffusion(form="other"), "form"),
+        (lambda: ConditionalDiffusion(kind="score"), "kind"),
+        (lambda: ConditionalDiffusion(floor=0.0), "floor"),
+        (lambda: ConditionalDiffusion(form="published"), "frame must be False"),
+        (lambda: published().condition(torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 2, 2)), "ŷ alone"),
+        (lambda: ConditionalDiffusion(**SMALL).condition(torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 4, 4)), "quarter"),
+        (lambda: ConditionalDiffusion(**SMALL).condition(torch.zeros(8, 8)), "estimate"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_architecture_builds_it_again():
+    for network in (ConditionalDiffusion(**SMALL, blocks=2), published()):
+        again = ConditionalDiffusion(**network.architecture)
+        assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
+
+
+# -- samples -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calls", [CALLS, 50])
+def test_a_network_that_knows_nothing_draws_from_the_normal_distribution_it_starts_with(calls):
+    """An output of 0 in v is z_0 = √γ z_t, the exact denoiser of N(0, 1): so y ~ N(ŷ, scale²) in every pixel."""
+    network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
+    y = sample_kde(network, estimate, 24, generator(1), schedule=few_calls(calls))
+    assert y.shape == (1, 24, 32, 32)
+    z = (y - estimate) / START
+    # 24 576 values: ± .0064 for the mean, ± .0045 for the sd. The last step leaves out Var(z_0 | z_1) < 1e-3.
+    assert float(z.mean().abs()) < 4 * 0.0064
+    assert float(z.std()) == pytest.approx(1, abs=4 * 0.0045 + 1e-3)
+
+
+def test_published_sampler_too():
+    network = published()
+    with torch.no_grad():  # an output of 0 in the noise would be z_0 = z_t / √γ; this is the denoiser of a constant
+        sampled = sample_kde(
+            network, torch.zeros(1, 1, 8, 8), 2, generator(), schedule=NoiseSchedule.cosine(4), sampler=ancestral
+        )
+    assert sampled.shape == (1, 2, 8, 8) and bool(torch.isfinite(sampled).all())
+
+
+def test_same_seed_same_samples_in_any_chunks():
+    network, estimate = ConditionalDiffusion(**SMALL), torch.rand(2, 1, 8, 8, generator=generator())
+    draws = [sample_kde(network, estimate, 5, generator(3), chunk=chunk) for chunk in (1, 4, 32)]
+    for other in draws[1:]:
+        torch.testing.assert_close(draws[0], other, rtol=1e-4, atol=1e-5)  # sums in another order
+    assert not torch.allclose(draws[0], sample_kde(network, estimate, 5, generator(4)))
