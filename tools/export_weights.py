@@ -7,20 +7,35 @@ SHA-256 that belongs into smlmtut/pretrained.py. --commit: the commit whose `sml
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from smlmtut import pretrained, recipes
+from smlmtut.cddpm import ConditionalDiffusion
 from smlmtut.deepstorm import DeepSTORM
 from smlmtut.training import Settings, read_average
 
+Make = Callable[[], DeepSTORM | ConditionalDiffusion]
+RUNS: dict[str, tuple[Make, Settings]] = {
+    "deepstorm-2d": (DeepSTORM, recipes.SHIPPED),
+    "cddpm-2d": (ConditionalDiffusion, recipes.SHIPPED_DIFFUSION),
+    "cddpm-2d-published": (
+        lambda: ConditionalDiffusion(**recipes.PUBLISHED_FORM),
+        recipes.PUBLISHED_DIFFUSION,
+    ),
+}
 
-def export(folder: Path, target: Path, commit: str, settings: Settings = recipes.SHIPPED) -> str:
-    """Write the weights of a finished run; returns their SHA-256.
 
-    Raises ValueError where the run is not finished or had other settings.
+def export(
+    folder: Path, target: Path, commit: str, settings: Settings | None = None, name: str = "deepstorm-2d"
+) -> str:
+    """Write the weights of a finished run of RUNS[name]; returns their SHA-256.
+
+    settings: None: those of RUNS. Raises ValueError where the run is not finished or had other settings.
     """
-    network = DeepSTORM()
+    make, shipped = RUNS[name]
+    network, settings = make(), settings or shipped
     content = read_average(network, folder)
     if content["step"] != settings.steps:
         raise ValueError(f"folder {folder} must hold a finished run of {settings.steps} steps, got {content['step']}")
@@ -36,11 +51,11 @@ def export(folder: Path, target: Path, commit: str, settings: Settings = recipes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("name")
+    parser.add_argument("name", choices=RUNS)
     parser.add_argument("--commit", required=True)
     given = parser.parse_args()
     target = pretrained.FOLDER / f"{given.name}{pretrained.SUFFIX}"
-    digest = export(given.folder, target, given.commit)
+    digest = export(given.folder, target, given.commit, name=given.name)
     print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB\n    {given.name!r}: {digest!r},")
 
 
