@@ -1,6 +1,6 @@
 """How fast the shipped recipe trains, and what share of a step is spent on simulating its frames.
 
-    python benchmarks/training_speed.py
+    python benchmarks/training_speed.py [--recipe deepstorm|diffusion]
 
 Also: bf16 autocast against float32 on this CPU, and two threads against one. Every figure is a median of steps, the
 kinds of which take turns, so that other load falls on all of them alike. The last line is the share.
@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from smlmtut import recipes, training
+from smlmtut import pretrained, recipes, training
 from smlmtut.scenes import step_generator
 
 
@@ -61,12 +61,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind, after one to warm up")
     parser.add_argument("--bf16", action="store_true", help="time bf16 also where this CPU has no instructions for it")
+    parser.add_argument("--recipe", choices=("deepstorm", "diffusion"), default="deepstorm")
     args = parser.parse_args()
-    recipe = recipes.deepstorm_2d(recipes.reference_scene())
+    scene = recipes.reference_scene()
+    recipe = recipes.deepstorm_2d(scene)
+    if args.recipe == "diffusion":  # simulating is then: frames, φ's estimates, noise
+        recipe = recipes.cddpm_2d(scene, pretrained.load())
     units = training.best_precision(torch.device("cpu")) == "bf16"
     kinds = {"float32, 1 thread": Step(recipe, False, 1), "float32, 2 threads": Step(recipe, False, 2)}
     if units or args.bf16:
-        kinds["bf16, 1 thread"] = Step(recipe, True, 1)
+        kinds |= {"bf16, 1 thread": Step(recipe, True, 1), "bf16, 2 threads": Step(recipe, True, 2)}
     for turn in range(args.steps + 1):
         for step in kinds.values():
             step()
