@@ -44,6 +44,11 @@ class Target:
     def width(self, parameter: int) -> float:
         return float(self.bounds[parameter, 1] - self.bounds[parameter, 0])
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Factor of steps along u and v: less than 1 where the rectangle is thinner than a pixel."""
+        return min(1.0, self.width(0)), min(1.0, self.width(1))
+
     def inside(self, u: Tensor, v: Tensor, photons: Tensor) -> Tensor:
         """Whether the prior allows an emitter: bool in their shape."""
         (left, right), (top, bottom), (low, high) = self.bounds[:3].tolist()
@@ -100,8 +105,9 @@ class Chains:
 
     def set_photons(self, index: Tensor, photons: Tensor | float) -> "Chains":
         """The chains with another brightness in one slot of each."""
+        rows = torch.arange(len(index), device=index.device)
         emitters = self.emitters.clone()
-        emitters[..., 2].scatter_(1, index[:, None], photons if isinstance(photons, float) else photons[:, None])
+        emitters[rows, index, 2] = photons if isinstance(photons, Tensor) else emitters.new_tensor(photons)
         return replace(self, emitters=emitters)
 
     def with_last_exchanged(self, index: Tensor) -> "Chains":

@@ -130,11 +130,12 @@ def split_and_merge(context: Context, chains: Chains) -> Proposal:
     width = 1 - 2 * least
     possible = possible & (width > 0)
     fraction = torch.where(up, least + width * context.uniform(len(count)), n1 / total)
-    spread = APART * chains.sigma
-    du = torch.where(up, spread * context.normal(len(count)), u1 - u2)
-    dv = torch.where(up, spread * context.normal(len(count)), v1 - v2)
+    along_u, along_v = (APART * reach * chains.sigma for reach in target.reach)
+    du = torch.where(up, along_u * context.normal(len(count)), u1 - u2)
+    dv = torch.where(up, along_v * context.normal(len(count)), v1 - v2)
     u, v = (torch.where(up, a, fraction * a + (1 - fraction) * b) for a, b in ((u1, u2), (v1, v2)))  # the one
-    log_q = -width.clamp(min=1e-30).log() - (du**2 + dv**2) / (2 * spread**2) - (2 * math.pi * spread**2).log()
+    log_q = -((du / along_u) ** 2 + (dv / along_v) ** 2) / 2 - (2 * math.pi * along_u * along_v).log()
+    log_q = log_q - width.clamp(min=1e-30).log()
     log_p = -target.log_area - target.log_photons  # two densities over one
     split = target.log_count[end + 1] - target.log_count[end] + log_p + total.log() - log_q
     halves = _halves(u, v, total, fraction, du, dv)
@@ -162,7 +163,7 @@ def position(context: Context, chains: Chains) -> Proposal:
     target, index = context.target, context.one_of(chains.count)
     u, v, photons = chains.slot(index)
     step = context.scales["position"] * _uncertainty(context, chains, photons)
-    u, v = (x + step * context.normal(len(x)) for x in (u, v))
+    u, v = (x + reach * step * context.normal(len(x)) for x, reach in zip((u, v), target.reach, strict=True))
     good = (chains.count > 0) & target.inside(u, v, photons)
     return chains.put(target, index, u, v, photons), torch.where(good, 0.0, -math.inf)
 
@@ -178,7 +179,10 @@ def pair(context: Context, chains: Chains) -> Proposal:
     u, v = (fraction * a + (1 - fraction) * b for a, b in ((u1, u2), (v1, v2)))
     longer = (STEP_SPREAD * context.normal(len(total))).exp()
     step = context.scales["pair"] * longer * _uncertainty(context, chains, total)
-    du, dv = ((a - b) + 2 * step * context.normal(len(a)) for a, b in ((u1, u2), (v1, v2)))
+    du, dv = (
+        (a - b) + 2 * reach * step * context.normal(len(a))
+        for a, b, reach in zip((u1, v1), (u2, v2), target.reach, strict=True)
+    )
     if target.width(2):
         fraction = fraction + step / (2 * chains.sigma) * context.normal(len(total))
     one, two = _halves(u, v, total, fraction, du, dv)
@@ -234,20 +238,24 @@ SCALED = {"position": 1.2, "pair": 1.0, "sigma": 0.3}  # first scale of the move
 
 
 def sweep_of(target: Target) -> list[tuple[str, Move]]:
-    """The moves of one sweep: those that the prior leaves room for."""
+    """The moves of one sweep: those that the prior leaves room for, the cheap ones that decide on K most often."""
     jumps = int(target.log_count.isfinite().sum()) > 1
     emitters, pairs, light = target.most > 0, target.most > 1, target.width(2) > 0
+    one_or_two: list[tuple[str, Move, bool]] = [
+        ("split and merge", split_and_merge, jumps and pairs and light),
+        ("position", position, emitters),
+        ("pair", pair, pairs),
+    ]
     moves: list[tuple[str, Move, bool]] = [
         ("birth and death", birth_and_death, jumps),
-        ("split and merge", split_and_merge, jumps and pairs and light),
-        ("position", position, emitters),
+        ("relocation", relocation, emitters and not jumps),
+        *one_or_two,
         ("photons", photons, emitters and light),
-        ("pair", pair, pairs),
+        *one_or_two,
         ("background", background, target.width(3) > 0),
-        ("relocation", relocation, emitters),
-        ("split and merge", split_and_merge, jumps and pairs and light),
-        ("position", position, emitters),
-        ("pair", pair, pairs),
+        *one_or_two,
+        ("photons", photons, emitters and light),
+        *one_or_two,
         ("sigma", sigma, target.width(4) > 0),
     ]
     return [(name, move) for name, move, useful in moves if useful]

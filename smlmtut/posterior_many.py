@@ -17,9 +17,8 @@ from scipy.special import exp1, gammainc
 from torch import Tensor
 
 from . import mcmc
-from ._rj_chains import Chains, Target
-from ._rj_moves import ORDERED, SCALED, Context, accept, exchange, sweep_of
-from ._rj_proposals import Births
+from ._rj_chains import Chains
+from ._rj_sampler import keep_memory, run, target_of
 from ._validate import finite, image_shape, non_negative, positive, rank, whole
 from .distributions import LogUniform
 from .kde import kde, kernel, to_super_resolved
@@ -27,9 +26,8 @@ from .posterior import Prior
 from .psf import Emitters
 from .scenes import DENSITY
 
-AT_ONCE = 512  # chains that run side by side: their rates, 1 MB at 16 × 16 pixels, stay in the cache
+AT_ONCE = 512  # chains that run side by side: their rates are 1 MB at 16 × 16 pixels
 IMAGES_AT_ONCE = 512  # KDEs in memory
-WANTED = {"position": 0.35, "pair": 0.25, "sigma": 0.4}  # acceptance that the steps adapt to
 
 
 def count_prior(
@@ -151,7 +149,7 @@ class Draws:
             raise ValueError(f"truth must have the batch of frames, {len(self)}, got {len(truth)}")
         present, most = truth.mask, len(self.count_prior) - 1
         number = present.sum(1)
-        target = _target(self.frames, self.read_variance, self.prior, self.count_prior)
+        target = target_of(self.frames, self.read_variance, self.prior, self.count_prior)
         u, v, photons = (x.double() for x in (truth.u, truth.v, truth.photons))
         allowed = target.inside(u, v, photons) | ~present
         if not bool(allowed.all()) or bool((number > most).any()):
@@ -202,8 +200,8 @@ def posterior_many(
     prior: Prior | None = None,
     chains: int = 32,
     draws: int = 100,
-    thin: int = 10,
-    burn_in: int = 300,
+    thin: int = 4,
+    burn_in: int = 200,
 ) -> Draws:
     """Draws from the posterior of the emitters of each frame.
 
@@ -235,74 +233,16 @@ def posterior_many(
     whole("draws", draws, 4)
     whole("thin", thin)
     whole("burn_in", burn_in, 0)
+    keep_memory()
     parts = []
     for piece in torch.arange(len(frames)).split(max(1, AT_ONCE // chains)):
-        target = _target(frames[piece], variance[piece], prior, counts, chains)
-        parts.append(_run(target, generator, chains, draws, thin, burn_in))
+        target = target_of(frames[piece], variance[piece], prior, counts, chains)
+        parts.append(run(target, generator, chains, draws, thin, burn_in))
     fields = {}
     for name in parts[0][0]:
         fields[name] = torch.cat([part[0][name].unflatten(0, (-1, chains)) for part in parts])
     acceptance = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
     return Draws(frames, variance, prior, counts, **fields, acceptance=acceptance)
-
-
-def _run(
-    target: Target, generator: torch.Generator, chains: int, draws: int, thin: int, burn_in: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws (M, S, …) of each field, and the acceptance (B,) of each kind of move."""
-    rows = len(target.counts)
-    scales = {name: target.counts.new_full((rows,), first) for name, first in SCALED.items()}
-    context = Context(target, Births(target), generator, scales)
-    state = _start(context, chains)
-    moves = sweep_of(target)
-    kept: list[Chains] = []
-    tried: dict[str, int] = {}
-    moved: dict[str, Tensor] = {}
-    for sweep in range(burn_in + draws * thin):
-        for name, move in moves:
-            if move in ORDERED:
-                state = exchange(context, state)
-            state, accepted = accept(context, state, *move(context, state))
-            of_frame = accepted.double().unflatten(0, (-1, chains)).mean(1)  # (B,)
-            if sweep >= burn_in:
-                tried[name] = tried.get(name, 0) + 1
-                moved[name] = moved.get(name, 0) + of_frame
-            elif name in scales:
-                rate = 1 / math.sqrt(1 + sweep)
-                change = (rate * (of_frame - WANTED[name])).exp().repeat_interleave(chains)
-                scales[name] = (scales[name] * change).clamp(1e-3, 1e3)
-        if sweep >= burn_in and (sweep - burn_in + 1) % thin == 0:
-            kept.append(state)
-    names = ("emitters", "count", "background", "sigma", "log_likelihood")
-    fields = {name: torch.stack([getattr(state, name) for state in kept], 1) for name in names}
-    emitters = fields.pop("emitters")
-    fields["u"], fields["v"], fields["photons"] = (emitters * (emitters[..., 2:] > 0)).unbind(-1)
-    return fields, {name: moved[name] / tried[name] for name in moved}
-
-
-def _start(context: Context, chains: int) -> Chains:
-    """Half of the chains of each frame with the fewest emitters, half with the most, all drawn from the prior."""
-    target = context.target
-    rows, most = len(target.counts), target.most
-    possible = target.log_count.isfinite().nonzero()[:, 0]
-    many = torch.arange(rows, device=possible.device) % chains >= chains // 2
-    count = torch.where(many, possible[-1], possible[0])
-    low, high = target.bounds.T
-    u, v, photons = (low[:3] + (high - low)[:3] * context.uniform(rows, max(most, 1), 3)).unbind(-1)
-    if target.disc is not None:
-        radius, angle = target.disc[2] * context.uniform(*u.shape).sqrt(), 2 * math.pi * context.uniform(*u.shape)
-        u, v = target.disc[0] + radius * angle.cos(), target.disc[1] + radius * angle.sin()
-    present = torch.arange(max(most, 1), device=count.device) < count[:, None]
-    emitters = torch.stack([u, v, torch.where(present, photons, 0.0)], 2)
-    background, sigma = (low[3:] + (high - low)[3:] * context.uniform(rows, 2)).unbind(-1)
-    return Chains.at(target, emitters, count, background, sigma)
-
-
-def _target(frames: Tensor, variance: Tensor, prior: Prior, counts: Tensor, chains: int = 1) -> Target:
-    """Each frame `chains` times."""
-    shifted = (frames + variance).repeat_interleave(chains, 0)
-    bounds = prior.bounds((frames.shape[1], frames.shape[2])).to(frames.device)
-    return Target(shifted, variance.repeat_interleave(chains, 0), counts.log(), bounds, prior.disc)
 
 
 def _count_probabilities(counts: Tensor | Sequence[float]) -> Tensor:
