@@ -1,6 +1,7 @@
 """The sampler over several emitters against the grid, quadrature, its own prior, and its calibration."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from smlmtut.posterior_many import Draws, count_prior, posterior_many
 from smlmtut.psf import PSF, Emitters, expected_photons, pixel_integral
 
 READ = 5.0  # e⁻²
+# short chains, many of them: quick in a small frame
+MANY: dict[str, Any] = dict(chains=512, draws=12, thin=3, burn_in=60)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -35,7 +38,7 @@ def test_one_emitter_is_that_of_the_grid():
         *(torch.tensor(x, dtype=torch.float64)[:, None] for x in ([4.2, -0.2], [4.4, 3.0], [300.0, 700.0]))
     )
     frames = simulate.frames(truth, PSF(1.0), Camera(read_variance=READ), (9, 9), 5.0, generator(1))
-    drawn = posterior_many(frames, [0.0, 1.0], generator(2), READ, prior, chains=64, draws=60, burn_in=100)
+    drawn = posterior_many(frames, [0.0, 1.0], generator(2), READ, prior, **MANY)
     mean, variance = drawn.kde_moments()
     assert torch.equal(drawn.count_probability(), torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64))
     for i in range(2):
@@ -48,10 +51,11 @@ def test_one_emitter_is_that_of_the_grid():
             assert abs(float(z_scores(x, exact.mean()[name])[i])) < 5, name
             assert float(x[i].std()) == pytest.approx(exact.sd()[name], rel=0.1), name
         e, v = exact.kde_moments()
-        # 64 chains · 60 draws: 1/√2000 = 2.2 % of a pixel's sd for the mean, 5 of them; a variance has twice that
+        # 512 chains of about 4 independent draws: 1/√2000 = 2.2 % of a pixel's sd for the mean, 5 of them; a variance
+        # has twice that
         assert float(((mean[i] - e).abs() / v.max().sqrt()).max()) < 0.12
         assert float((variance[i] - v).abs().max() / v.max()) < 0.2
-        assert float(drawn.diagnostics().r_hat[i]) < 1.05
+    assert float(drawn.diagnostics().mean_difference.max()) < 0.24  # of two halves: twice the 0.12 above
 
 
 def test_odds_of_an_emitter_are_those_of_the_grid():
@@ -64,7 +68,7 @@ def test_odds_of_an_emitter_are_those_of_the_grid():
     log_none = surrogate_log_likelihood(frames[0], b[:, None, None], Camera(read_variance=READ)).sum((1, 2))
     log_odds = exact.log_evidence - float(log_none.logsumexp(0) - math.log(400))
     p = torch.softmax(torch.tensor([log_odds, 0.0], dtype=torch.float64), 0)  # so that both are as likely given x
-    drawn = posterior_many(frames, p, generator(13), READ, prior, chains=128, draws=60, burn_in=100)
+    drawn = posterior_many(frames, p, generator(13), READ, prior, **MANY)
     assert abs(float(z_scores(drawn.count, 0.5))) < 5
     assert float(drawn.count_probability()[0, 1]) == pytest.approx(0.5, abs=0.05)
 
@@ -112,11 +116,9 @@ def test_two_emitters_on_a_line_are_those_of_quadrature(photons):
     p = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
     evidence, total, gap, square = quadrature(frame, prior, 6.0, photons)
     expected = p * evidence / (p * evidence).sum()
-    drawn = posterior_many(frame, p, generator(4), READ, prior, chains=128, draws=60, burn_in=100)
+    drawn = posterior_many(frame, p, generator(4), READ, prior, **MANY)
     for k in range(3):
-        if (
-            0.02 < expected[k] < 0.98
-        ):  # a few events among 128 chains have no normal error; the next line holds for them
+        if 0.02 < expected[k] < 0.98:  # a few events have no normal error; the next line holds for them
             assert abs(float(z_scores(drawn.count == k, float(expected[k])))) < 5, (k, expected)
     assert drawn.count_probability()[0].tolist() == pytest.approx(expected.tolist(), abs=0.03)
     two = drawn.count[0] == 2
@@ -131,8 +133,8 @@ def test_two_emitters_on_a_line_are_those_of_quadrature(photons):
 def test_known_number_of_emitters_is_the_conditional_of_the_unknown_one():
     truth = Emitters(*(torch.tensor([x], dtype=torch.float64) for x in ([3.0, 5.4], [4.0, 4.3], [500.0, 700.0])))
     frame = simulate.frames(truth, PSF(1.0), Camera(read_variance=READ), (9, 9), 5.0, generator(5))
-    known = posterior_many(frame, [0.0, 0.0, 1.0], generator(6), READ, chains=64, draws=50, burn_in=150)
-    unknown = posterior_many(frame, [0.0, 0.2, 0.6, 0.2], generator(7), READ, chains=64, draws=50, burn_in=150)
+    known = posterior_many(frame, [0.0, 0.0, 1.0], generator(6), READ, **MANY)
+    unknown = posterior_many(frame, [0.0, 0.2, 0.6, 0.2], generator(7), READ, **MANY)
     two = unknown.count[0] == 2
     assert float(two.double().mean()) > 0.5
     for a, b in ((known.photons, unknown.photons), (known.u, unknown.u)):
@@ -150,7 +152,7 @@ def test_a_likelihood_of_nothing_gives_back_the_prior(position, monkeypatch):
     rate = expected_photons(Emitters.single(4.2, 3.9, 150.0), PSF(1.0), (8, 9), 5.0)
     frame = torch.poisson(rate, generator=generator(8))
     p = torch.tensor([0.1, 0.35, 0.3, 0.25], dtype=torch.float64)
-    drawn = posterior_many(frame, p, generator(9), READ, prior, chains=192, draws=30, thin=6, burn_in=100)
+    drawn = posterior_many(frame, p, generator(9), READ, prior, **MANY)
     for k in range(4):
         assert float(z_scores(drawn.count == k, float(p[k])).abs().max()) < 5, k
     bounds = prior.bounds((8, 9))
@@ -189,7 +191,7 @@ def test_calibrated_over_frames_drawn_from_the_prior():
     prior, p = Prior((150.0, 900.0), (1.0, 8.0)), torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64)
     count = 32
     emitters, background, sigma, frames = draw_scenes(count, p, prior, (7, 7), seed=10)
-    drawn = posterior_many(frames, p, generator(11), READ, prior, chains=16, draws=50, thin=4, burn_in=150)
+    drawn = posterior_many(frames, p, generator(11), READ, prior, chains=16, draws=24, thin=4, burn_in=100)
     levels = drawn.credible_level(emitters, background, sigma)
     some = emitters.mask.any(1)
     light = (emitters.photons * emitters.mask).sum(1)
@@ -209,6 +211,23 @@ def test_calibrated_over_frames_drawn_from_the_prior():
         expected = probability[:, k]
         surprise = ((number == k).double() - expected).sum() / (expected * (1 - expected)).sum().sqrt().clamp(min=0.3)
         assert abs(float(surprise)) < 5
+
+
+def test_diagnostics_see_chains_that_have_not_arrived():
+    rate = expected_photons(Emitters.single(4.2, 3.4, 800.0), PSF(1.0), (9, 9), 5.0)
+    early, late = (
+        posterior_many(rate, [0.3, 0.4, 0.3], generator(14), READ, None, 32, draws, thin, burn_in)
+        for draws, thin, burn_in in ((4, 1, 0), (20, 2, 40))
+    )
+    start = early.diagnostics(), late.diagnostics()
+    assert start[0].r_hat.shape == start[0].size.shape == (1,)
+    assert float(start[0].r_hat) > 1.1 > float(start[1].r_hat)  # above 1.1 is the textbook's sign of trouble
+    assert float(start[0].size) < 64 < 128 < float(start[1].size) <= 32 * 20
+    assert float(start[0].count_difference) > float(start[1].count_difference)
+    assert set(late.acceptance) == {
+        "birth and death", "split and merge", "position", "pair", "photons", "background", "sigma",
+    }  # fmt: skip
+    assert all(0.1 < float(late.acceptance[name]) < 1 for name in ("position", "photons", "background", "sigma"))
 
 
 def small(seed: int = 1, **kwargs) -> Draws:
