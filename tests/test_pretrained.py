@@ -112,8 +112,16 @@ def test_an_unknown_name_lists_the_known_ones(shipped, ask):
 
 def test_every_registered_file_is_there_whole_and_has_a_card():
     for name in pretrained.SHA256:
-        assert not load(name).training
+        kind = pretrained.CLASSES[describe(name)["class"]]
+        assert not load(name, kind=kind).training
         assert card(name).startswith("# ")
+
+
+def test_a_network_of_another_class_is_refused():
+    with pytest.raises(ArchitectureMismatch, match="must hold a DeepSTORM, got a ConditionalDiffusion"):
+        load("cddpm-2d")
+    with pytest.raises(ArchitectureMismatch, match="must hold a ConditionalDiffusion, got a DeepSTORM"):
+        load("deepstorm-2d", kind=pretrained.ConditionalDiffusion)
 
 
 def test_no_file(tmp_path):
