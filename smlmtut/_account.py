@@ -1,10 +1,13 @@
-"""A table that grows block by block in a file beside the one that it becomes, so that a killed run can go on."""
+"""A table that grows block by block in a file beside the one that it becomes, so that a killed run can go on.
+
+Images that are sums over the frames may grow with it.
+"""
 
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import __version__
@@ -30,10 +34,25 @@ class ProgressMismatch(ValueError):
 
 
 class Account:
-    """Localizations so far, in a file that only grows, and a record of how much of it counts."""
+    """Localizations so far, in a file that only grows, and a record of how much of it counts.
 
-    def __init__(self, path: Path, run: dict[str, Any], resume: bool) -> None:
+    columns: of the table. sums: None, or images, as they are before the first frame; what they have become lies in a
+        file with the number of frames in its name, so that the record tells which one counts.
+    beside: files that the caller writes at the end, for what a killed run leaves of them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: dict[str, Any],
+        resume: bool,
+        columns: Sequence[str] = COLUMNS,
+        sums: NDArray[np.float64] | None = None,
+        beside: Sequence[Path] = (),
+    ) -> None:
+        run = {**run, "columns": list(columns)}
         self.path, self.run = path, json.loads(json.dumps(run))  # as it comes back from the record
+        self.columns, self.sums, self.beside = list(columns), sums, tuple(beside)
         self.partial = path.with_name(f"{path.name}.partial")
         self.record = path.with_name(f"{path.name}.progress.json")
         self.scratch = path.with_name(f"{path.name}.part{path.suffix}")
@@ -44,17 +63,26 @@ class Account:
         else:
             self.record.unlink(missing_ok=True)  # first: without a record the rows do not count
             self.partial.unlink(missing_ok=True)
+            self._drop_sums()
 
-    def add(self, frames: int, table: pd.DataFrame) -> None:
+    def add(self, frames: int, table: pd.DataFrame, sums: NDArray[np.float64] | None = None) -> None:
+        """Take in a block that ends before frame `frames`: its rows, and what its frames add to the images."""
         with open(self.partial, "ab") as file:
-            file.write(table[list(COLUMNS)].to_numpy(np.float64).tobytes())
+            file.write(table[self.columns].to_numpy(np.float64).tobytes())
             file.flush()
             os.fsync(file.fileno())
+        if sums is not None:
+            self.sums = sums if self.sums is None else self.sums + sums
+            with replacing(self._sums(frames)) as temporary, open(temporary, "wb") as file:
+                np.save(file, self.sums)
+                file.flush()
+                os.fsync(file.fileno())
         self.frames, self.rows = frames, self.rows + len(table)
         with replacing(self.record) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump({"frames": self.frames, "rows": self.rows, "run": self.run}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        self._drop_sums(self._sums(frames))
 
     def finish(self, pixel: float, shape: tuple[int, int], frames: int) -> None:
         """Write the table, a part of it at a time as `write_localizations` does, then clear away."""
@@ -62,14 +90,15 @@ class Account:
         write(self.path, self.scratch, self._tables(), self.rows, (pixel, shape, frames))
         self.record.unlink()
         self.partial.unlink()
+        self._drop_sums()
         self._clean()
 
     def _tables(self) -> Iterator[pd.DataFrame]:
         """The rows, in parts; one part at least."""
         for first in range(0, max(self.rows, 1), ROWS_AT_ONCE):
-            count = min(ROWS_AT_ONCE, self.rows - first) * len(COLUMNS)
+            count = min(ROWS_AT_ONCE, self.rows - first) * len(self.columns)
             values = np.fromfile(self.partial, np.float64, count, offset=self._bytes(first))
-            table = pd.DataFrame(values.reshape(-1, len(COLUMNS)), columns=list(COLUMNS))
+            table = pd.DataFrame(values.reshape(-1, len(self.columns)), columns=self.columns)
             yield table.astype({"frame": np.int64})
 
     def _take_up(self) -> None:
@@ -77,7 +106,8 @@ class Account:
             kept = json.loads(self.record.read_text(encoding="utf-8"))
             before, frames, rows = kept["run"], whole("frames", kept["frames"]), whole("rows", kept["rows"], 0)
             enough = self.partial.stat().st_size >= self._bytes(rows)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            sums = None if self.sums is None else np.load(self._sums(frames))
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ProgressMismatch(f"{self.record} is damaged: start anew. {error}") from error
         if not enough:
             raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} tells of: start anew")
@@ -88,21 +118,28 @@ class Account:
             raise ProgressMismatch(
                 f"{self.record} is of another run, go on with that one or start anew: {'; '.join(other)}"
             )
-        self.frames, self.rows = frames, rows
+        self.frames, self.rows, self.sums = frames, rows, sums
         os.truncate(self.partial, self._bytes(rows))  # rows of a block that was not yet recorded
 
     def _clean(self) -> None:
         """Remove what a run that was killed left of files it was just writing."""
         sidecar = self.scratch.with_suffix(".yaml")
-        for file in (self.path, self.path.with_suffix(".yaml"), self.record, self.scratch, sidecar):
+        for file in (self.path, self.path.with_suffix(".yaml"), self.record, self.scratch, sidecar, *self.beside):
             for left in self.path.parent.glob(f".{glob.escape(file.name)}.*.part"):
                 left.unlink(missing_ok=True)
         for file in (self.scratch, sidecar):
             file.unlink(missing_ok=True)
 
-    @staticmethod
-    def _bytes(rows: int) -> int:
-        return rows * len(COLUMNS) * 8
+    def _sums(self, frames: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.sums-{frames}.npy")
+
+    def _drop_sums(self, kept: Path | None = None) -> None:
+        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.sums-*.npy"):
+            if file != kept:
+                file.unlink(missing_ok=True)
+
+    def _bytes(self, rows: int) -> int:
+        return rows * len(self.columns) * 8
 
 
 def _write_csv(path: Path, scratch: Path, tables: Iterator[pd.DataFrame], rows: int, movie: tuple) -> None:

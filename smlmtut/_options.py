@@ -35,6 +35,11 @@ OffsetMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")]
 ReadVarianceMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")]
 Saturation = Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")]
 Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
+Crop = Annotated[str | None, typer.Option(metavar="ROW,COLUMN", help="Where on the maps the movie's first pixel lies.")]
+Weights = Annotated[str, typer.Option(help="DeepSTORM: name of shipped weights, or a .safetensors file.")]
+Posterior = Annotated[str, typer.Option(help="The diffusion model: name of shipped weights, or a .safetensors file.")]
+On = Annotated[Device, typer.Option(help="auto: the fastest there is.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
 @contextlib.contextmanager

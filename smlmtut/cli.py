@@ -7,26 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ._options import (
-    Device,
-    Gain,
-    GainMap,
-    Offset,
-    OffsetMap,
-    Pixel,
-    Precision,
-    ReadVariance,
-    ReadVarianceMap,
-    Saturation,
-    camera_from,
-    corner_from,
-    device_from,
-    plain_errors,
-)  # fmt: skip
+from ._localize_commands import localize, sample
+from ._options import Pixel, plain_errors
 from ._train_commands import training_app
 
 app = typer.Typer(
-    help="Single-molecule localization microscopy: simulate, train, localize, render.",
+    help="Single-molecule localization microscopy: simulate, train, localize, sample, render.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -111,57 +97,8 @@ def simulate(
         typer.echo(f"wrote {frames} frames to {movie} and {len(table)} rows on {len(u)} molecules to {truth}")
 
 
-@app.command()
-def localize(
-    movie: Annotated[Path, typer.Argument(help="TIFF movie of grey frames of any size, ADU.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".csv (ThunderSTORM) or .hdf5 (Picasso).")],
-    pixel_size_nm: Pixel,
-    gain: Gain = None,
-    offset: Offset = None,
-    read_variance: ReadVariance = None,
-    gain_map: GainMap = None,
-    offset_map: OffsetMap = None,
-    read_variance_map: ReadVarianceMap = None,
-    crop: Annotated[
-        str | None, typer.Option(metavar="ROW,COLUMN", help="Where on the maps the movie's first pixel lies.")
-    ] = None,
-    saturation: Saturation = None,
-    weights: Annotated[str, typer.Option(help="Name of shipped weights, or a .safetensors file.")] = "deepstorm-2d",
-    threshold: Annotated[float, typer.Option(help="Lowest height of a peak; 1 for a certain molecule.")] = 0.25,
-    min_mass: Annotated[float, typer.Option(help="Lowest mass of a peak; about 1 for one molecule.")] = 0.0,
-    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on with a broken-off run, or not.")] = True,
-    device: Annotated[Device, typer.Option(help="auto: the fastest there is.")] = Device.auto,
-    precision: Annotated[
-        Precision, typer.Option(help="no: float32; auto: bf16 or fp16 where the hardware has it, up to twice as fast.")
-    ] = Precision.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Localize the molecules of a movie with a trained network.
-
-    The camera is three numbers, or three HDF5 maps, one for each pixel; what is not given counts as gain 1, offset 0,
-    read variance 0. Memory does not grow with the movie. Give the same command again after an interruption: it goes
-    on where it was. Beside the position, height and mass of each peak are in the table. With --precision no the table
-    is the same on every machine, up to rounding; bf16 moves a position by a small part of its standard deviation.
-
-    Example: smlmtut localize movie.tif -o locs.csv --pixel-size-nm 108 --gain 2 --offset 100 --read-variance 20
-
-    Example: smlmtut localize movie.tif -o locs.hdf5 --pixel-size-nm 108 --gain-map gain.hdf5
-    --offset-map offset.hdf5 --read-variance-map readvar.hdf5 --crop 128,256
-    """
-    with plain_errors():
-        from . import io, pretrained
-        from .localize import localize_to_file
-
-        with io.read_movie(movie) as file:
-            shape = (file.shape[1], file.shape[2])
-            maps = (gain_map, offset_map, read_variance_map)
-            camera = camera_from(gain, offset, read_variance, *maps, corner_from(crop), shape, saturation)
-            network = pretrained.load(weights, device_from(device))
-            rows = localize_to_file(
-                output, file, camera, network, pixel_size_nm, threshold, min_mass, resume, progress=not quiet,
-                precision=precision.value,
-            )  # fmt: skip
-            typer.echo(f"wrote {rows} localizations of {len(file)} frames to {output}")
+app.command()(localize)
+app.command()(sample)
 
 
 @app.command()

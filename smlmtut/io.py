@@ -1,7 +1,8 @@
 """Movies (TIFF), camera maps (HDF5) and, from `tables`, localizations: nanometres stay outside."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -25,6 +26,7 @@ __all__ = [
     "write_image",
     "write_localizations",
     "write_movie",
+    "write_stacks",
 ]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -147,6 +149,36 @@ def write_movie(path: str | Path, frames: np.ndarray | Tensor) -> None:
             photometric="minisblack",
             metadata={"axes": "TYX"},
         )
+
+
+def write_stacks(path: str | Path, stacks: Iterable[np.ndarray | Tensor], shape: tuple[int, int, int, int]) -> None:
+    """Write stacks of images, one for each frame, as one TIFF file of T·S float32 pages: a hyperstack of ImageJ's.
+
+    stacks: T of (S, h, w), written one by one; shape: (T, S, h, w). tifffile and ImageJ show the axes as TZYX.
+    A file that is there is replaced only when all is written. Raises ValueError for another suffix or rank, for nothing
+    to write, or for stacks that are not of this number and shape.
+    """
+    path = with_suffix("path", path, TIFF_SUFFIXES)
+    frames, *_ = (whole("shape", n) for n in shape)
+
+    def pages() -> Iterator[np.ndarray]:
+        count = 0
+        for count, stack in enumerate(stacks, 1):
+            array = stack.detach().cpu().numpy() if isinstance(stack, Tensor) else np.asarray(stack)
+            if count > frames or array.shape != tuple(shape[1:]):
+                raise ValueError(
+                    f"stacks must be {frames} of shape {tuple(shape[1:])}, got number {count}: {array.shape}"
+                )
+            yield from array.astype(np.float32, copy=False)
+        if count < frames:
+            raise ValueError(f"stacks must be {frames}, got {count}")
+
+    large = 4 * math.prod(shape) > 2**32 - 2**25  # ImageJ's own kind of TIFF ends there
+    with replacing(path) as temporary:
+        tifffile.imwrite(
+            temporary, pages(), shape=shape, dtype=np.float32, imagej=not large, bigtiff=large,
+            photometric="minisblack", metadata={"axes": "TZYX"},
+        )  # fmt: skip
 
 
 def write_image(path: str | Path, image: np.ndarray, brightest: float = 0.99) -> None:

@@ -102,7 +102,8 @@ def localize_to_file(
         raise ValueError(f"path must end in {', '.join(CSV + HDF5)}, got {str(path)!r}")
     positive("pixel_size_nm", pixel_size_nm)
     length, height, width = movie_shape(movie, camera)
-    precision = chosen_precision(precision, network)  # of "auto", what this machine took: another one may take another
+    # of "auto", what this machine took: another one may take another
+    precision = chosen_precision(precision, network.head.weight.device)
     run = identity(movie, camera, network) | {
         "threshold": float(threshold), "min_mass": float(min_mass), "window": window, "precision": precision,
         # sums in another order differ in their rounding
@@ -128,7 +129,8 @@ def estimator(
     shape: (H, W); others: as in `localize`. Raises ValueError for a window that is not larger than what the network
     needs around a pixel, or another precision.
     """
-    f, device, precision = network.factor, network.head.weight.device, chosen_precision(precision, network)
+    f, device = network.factor, network.head.weight.device
+    precision = chosen_precision(precision, device)
     rows, columns = (spans("window", size, window, network.reach) for size in shape)
     seen = (min(window, shape[0]), min(window, shape[1]))
     parts = [
@@ -178,8 +180,6 @@ def find_peaks(y: Tensor, network: DeepSTORM, first: int, threshold: float, min_
     return table.sort_values("frame", kind="stable", ignore_index=True)
 
 
-def chosen_precision(precision: str, network: DeepSTORM) -> str:
-    """The precision by its name; of "auto", the one that pays where the network lies."""
-    if choice("precision", precision, PRECISIONS) == "auto":
-        return best_precision(network.head.weight.device)
-    return precision
+def chosen_precision(precision: str, device: torch.device) -> str:
+    """The precision by its name; of "auto", the one that pays on this device."""
+    return best_precision(device) if choice("precision", precision, PRECISIONS) == "auto" else precision

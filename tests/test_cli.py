@@ -15,8 +15,9 @@ from matplotlib.image import imread
 from test_localize import network
 from typer.testing import CliRunner
 
-from smlmtut import io, kde, pretrained
+from smlmtut import io, kde, pretrained, uncertainty
 from smlmtut.camera import Camera
+from smlmtut.cddpm import ConditionalDiffusion
 from smlmtut.cli import app
 from smlmtut.localize import localize_to_file
 
@@ -28,6 +29,17 @@ def run(*arguments: object, code: int = 0) -> str:
     result = CliRunner().invoke(app, [str(x) for x in arguments], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result.output
+
+
+@pytest.fixture(scope="module")
+def few(folder):
+    """Three frames of that movie, and a small diffusion model."""
+    with io.read_movie(folder / "movie.tif") as movie:
+        io.write_movie(folder / "few.tif", movie[:3])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pretrained.save(ConditionalDiffusion(channels=(4, 4), reading=4), folder / "diffusion.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,7 @@ def localize(folder, output, *more, movie="movie.tif", numbers=True, code=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [["simulate"], ["train", "deepstorm"], ["localize"], ["render"]])
+@pytest.mark.parametrize("command", [["simulate"], ["train", "deepstorm"], ["localize"], ["sample"], ["render"]])
 def test_help_has_an_example_with_options_that_exist(command):
     text = run(*command, "--help")
     # options may be broken at a hyphen at the end of a line
@@ -103,6 +115,41 @@ def test_localize_is_the_function(folder, tmp_path):
     assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "auto.csv").read_bytes()
     localize(folder, tmp_path / "locs.csv", "--precision", "no")
     assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "no.csv").read_bytes()
+
+
+def test_localize_with_uncertainty_is_the_function(few, tmp_path):
+    options = ["--uncertainty", "--posterior", few / "diffusion.safetensors", "--samples", 4, "--seed", 3]
+    text = localize(few, tmp_path / "locs.csv", *options, "--radius", 0.7, "--precision", "no", movie="few.tif")
+    net, path = pretrained.load(few / "weights.safetensors"), tmp_path / "same.csv"
+    sample, name = uncertainty.shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
+    with io.read_movie(few / "few.tif") as movie:
+        settings = uncertainty.Settings(4, 3, radius=0.7)
+        rows = uncertainty.localize_to_file(
+            path, movie, Camera(2.0, 100.0, 20.0), net, sample, 108.0, settings, name, progress=False
+        )
+    assert f"wrote {rows} localizations of 3 frames" in text and "locs.mean.tif and " in text and rows > 10
+    for suffix in (".csv", ".mean.tif", ".sd.tif"):
+        assert path.with_suffix(suffix).read_bytes() == (tmp_path / f"locs{suffix}").read_bytes()
+    table = io.read_localizations(tmp_path / "locs.csv", 108.0)
+    assert {"u_sd", "v_sd", "probability"} < set(table) and table["probability"].between(0, 1).all()
+
+
+def test_sample_writes_a_stack_for_each_frame(few, tmp_path):
+    command = [
+        "sample", few / "few.tif", "-o", tmp_path / "samples.tif", "--first", 1, "--frames", 2, "--samples", 3,
+        *NUMBERS, "--weights", few / "weights.safetensors", "--posterior", few / "diffusion.safetensors",
+        "--precision", "no", "--quiet",
+    ]  # fmt: skip
+    text = run(*command)
+    assert f"wrote 3 samples of each of 2 frames, 80 × 96 pixels, to {tmp_path / 'samples.tif'}" in text
+    with tifffile.TiffFile(tmp_path / "samples.tif") as file:
+        assert file.is_imagej and file.series[0].axes == "TZYX" and len(file.pages) == 6
+        images = file.asarray()
+    net = pretrained.load(few / "weights.safetensors")
+    sample, _ = uncertainty.shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
+    with io.read_movie(few / "few.tif") as movie:
+        drawn = uncertainty.draw(movie, Camera(2.0, 100.0, 20.0), net, sample, uncertainty.Settings(3, window=32), 1, 3)
+        assert np.array_equal(images, torch.stack(list(drawn)).numpy())
 
 
 def test_maps_are_cropped_to_the_movie(folder, tmp_path):
@@ -188,6 +235,12 @@ def test_errors_are_one_line_and_code_2(folder, tmp_path):
         localize(folder, out, "--saturation", 110, code=2),
         localize(folder, out, "--threshold", -1, code=2),
         localize(folder, out, "--weights", "deepstorm-9d", code=2),
+        localize(folder, out, "--samples", 8, code=2),
+        localize(folder, out, "--uncertainty", "--posterior", "cddpm-9d", code=2),
+        localize(folder, out, "--uncertainty", "--samples", 1, code=2),
+        run("sample", folder / "movie.tif", "-o", tmp_path / "samples.png", code=2),
+        run("sample", folder / "movie.tif", "-o", tmp_path / "samples.tif", "--window", 30, code=2),
+        run("sample", folder / "movie.tif", "-o", tmp_path / "samples.tif", "--posterior", "cddpm-9d", code=2),
         run("render", tmp_path / "none.csv", "-o", tmp_path / "image.png", code=2),
         run("render", folder / "truth.csv", "-o", tmp_path / "image.gif", code=2),
         run("render", folder / "truth.csv", "-o", tmp_path / "image.png", "--gaussian", code=2),

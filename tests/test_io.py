@@ -207,6 +207,41 @@ def test_writing_keeps_type_and_values(tmp_path, dtype, name):
         assert file.is_ome == (".ome." in name)
 
 
+@pytest.mark.parametrize("kind", [list, iter, lambda x: map(torch.from_numpy, x)])
+def test_stacks_are_a_hyperstack(tmp_path, kind):
+    images = np.random.default_rng(0).normal(size=(3, 4, 6, 5)).astype(np.float32)
+    io.write_stacks(tmp_path / "stacks.tif", kind(list(images)), images.shape)
+    with tifffile.TiffFile(tmp_path / "stacks.tif") as file:
+        assert file.is_imagej and file.imagej_metadata is not None and len(file.pages) == 12
+        assert file.imagej_metadata["frames"] == 3 and file.imagej_metadata["slices"] == 4
+        assert np.array_equal(file.asarray(), images)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_stacks_of_one_frame_are_a_movie_of_samples(tmp_path):
+    images = np.ones((1, 4, 6, 5), np.float32)
+    io.write_stacks(tmp_path / "stacks.tif", images, images.shape)
+    with io.read_movie(tmp_path / "stacks.tif") as movie:
+        assert movie.shape == (4, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("stacks", "shape", "message"),
+    [
+        (np.ones((2, 4, 6, 5)), (3, 4, 6, 5), "stacks must be 3, got 2"),
+        (np.ones((3, 4, 6, 5)), (2, 4, 6, 5), "stacks must be 2 of shape .* got number 3"),
+        (np.ones((2, 4, 6, 5)), (2, 4, 5, 6), r"shape \(4, 5, 6\), got number 1: \(4, 6, 5\)"),
+        (np.ones((0, 4, 6, 5)), (0, 4, 6, 5), "shape must be a whole number"),
+    ],
+)
+def test_stacks_of_another_shape_leave_no_file(tmp_path, stacks, shape, message):
+    with pytest.raises(ValueError, match=message):
+        io.write_stacks(tmp_path / "stacks.tif", stacks, shape)
+    with pytest.raises(ValueError, match="path must end in .tif or .tiff"):
+        io.write_stacks(tmp_path / "stacks.png", stacks, shape)
+    assert not list(tmp_path.iterdir())
+
+
 def test_writing_takes_a_tensor_and_one_frame_stays_a_movie(tmp_path):
     io.write_movie(tmp_path / "one.tif", torch.ones(1, 4, 5))
     with io.read_movie(tmp_path / "one.tif") as movie:
