@@ -91,7 +91,8 @@ def assert_same(folder, other):
 
 def test_it_learns_a_line():
     network = nn.Conv2d(1, 1, 1)
-    settings = Settings(steps=200, batch=4, learning_rate=0.1, warmup=10, weight_decay=0.0, ema=0.9)
+    # in bf16, "auto" where the CPU has it, a slope of 2 is known to 0.8 % only
+    settings = Settings(steps=200, batch=4, learning_rate=0.1, warmup=10, weight_decay=0.0, ema=0.9, precision="no")
     states = run(settings, network=network, loss=quiet_loss)
     assert [s.step for s in states] == list(range(1, 201))
     assert states[-1].loss < 1e-4 * states[0].loss
@@ -108,7 +109,7 @@ def test_the_first_step_is_adams():
     before = torch.cat([p.detach().flatten() for p in network.parameters()])
     batch = draw(4, training.step_generator(0, 0))
     slope = torch.cat([g.flatten() for g in torch.autograd.grad(quiet_loss(network, batch), [*network.parameters()])])
-    settings = Settings(steps=1, batch=4, learning_rate=0.01, warmup=0, weight_decay=0.1, clip=1e-3)
+    settings = Settings(steps=1, batch=4, learning_rate=0.01, warmup=0, weight_decay=0.1, clip=1e-3, precision="no")
     (state,) = run(settings, network=network, loss=quiet_loss)
     after = torch.cat([p.detach().flatten() for p in network.parameters()])
     # the norm before clipping; Adam's first step is the sign of the gradient, and AdamW's decay is apart from it
