@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._validate import choice, positive, rank, whole
-from .deepstorm import network_input
+from .deepstorm import Convolution, network_input
 from .diffusion import KINDS, log_snr, q_sample, target, to_x0
 from .samplers import Sampler, dpm_solver, sample
 from .schedule import NoiseSchedule
@@ -170,7 +170,7 @@ class Reader(nn.Module):
     def __init__(self, inputs: int, features: int, dilations: tuple[int, ...] = (1, 2, 4)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4 * inputs, features, 3, padding=1)
-        self.layers = nn.ModuleList(nn.Conv2d(features, features, 3, padding=d, dilation=d) for d in dilations)
+        self.layers = nn.ModuleList(Convolution(features, features, 3, padding=d, dilation=d) for d in dilations)
         self.head = nn.Conv2d(features, 8, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]

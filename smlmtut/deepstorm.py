@@ -127,9 +127,24 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str
         return torch.cat([network(x[:, None], v[:, None]) for x, v in split])
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that stays in float32 where the CPU's bf16 kernel is wrong.
+
+    With dilation, more than 16 features and no multiple of 16 of them, oneDNN's gradient of the weights in bf16 and
+    channels_last is not a number (seen with torch 2.13 on a CPU with AVX512-bf16).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        wrong = self.dilation[0] > 1 and self.in_channels > 16 and self.in_channels % 16
+        if not wrong or input.device.type != "cpu":
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
 def convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
     """A 3 × 3 convolution that keeps the frame's size, its weights scaled for a ReLU after it."""
-    layer = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+    layer = Convolution(inputs, outputs, 3, padding=dilation, dilation=dilation)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

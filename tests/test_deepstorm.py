@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from smlmtut.camera import Camera, to_photoelectrons
-from smlmtut.deepstorm import ANSCOMBE, NOISE_SCALE, SIGNAL_SCALE, DeepSTORM, estimate_kde, network_input
+from smlmtut.deepstorm import (
+    ANSCOMBE,
+    NOISE_SCALE,
+    SIGNAL_SCALE,
+    DeepSTORM,
+    convolution,
+    estimate_kde,
+    network_input,
+)  # fmt: skip
 
 TINY = {"channels": 4, "dilations": (1, 2), "upsampled": (4, 3), "predicting": 1}
 
@@ -323,3 +331,23 @@ def test_seeds_differ_and_repeat():
     a, b, c = (alive(seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(x, y) for x, y in itertools.zip_longest(a.values(), c.values()))
+
+
+@pytest.mark.parametrize("channels", [8, 24, 32])
+def test_gradients_in_bf16_are_those_of_float32_roughly(channels):
+    """Also for the features that the CPU's kernel gets wrong, see deepstorm.Convolution."""
+    gradients = []
+    for lower in (False, True):
+        network = convolution(channels, channels, dilation=2)
+        drawn = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in network.parameters():
+                p.copy_(torch.randn(p.shape, generator=drawn))
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(2, channels, 16, 16, generator=drawn).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            network(x).float().square().mean().backward()
+        assert network.weight.grad is not None
+        gradients.append(network.weight.grad)
+    # 8 bits of each product: 2⁻⁸ of the largest gradient is a fair size of the error of a sum; four of it
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=float(gradients[0].abs().max()) / 64)
