@@ -120,9 +120,9 @@ def test_loss_is_the_double_mean_written_out(kind):
         wanted += float(((output[b] - aim) ** 2).sum()) / 6 / 4
     assert denoising_loss(kind, output, y0, noise, gamma).item() == pytest.approx(wanted, rel=1e-12)
     # one number a row is an image of rank 0
-    flat = (x[:, 0, 0, 0] for x in (output, y0, noise))
-    column = (x[:, :, 0, 0] for x in (output, y0, noise))
-    assert denoising_loss(kind, *flat, gamma).item() == denoising_loss(kind, *column, gamma).item()
+    out, image, eps = (x[:, :, 0, 0] for x in (output, y0, noise))  # (4, 1)
+    flat = denoising_loss(kind, out[:, 0], image[:, 0], eps[:, 0], gamma)
+    assert flat.item() == denoising_loss(kind, out, image, eps, gamma).item()
 
 
 def test_min_snr_loss_is_the_same_whatever_the_network_predicts():
