@@ -158,7 +158,8 @@ class Draws:
             )
         emitters = torch.stack([u, v, torch.where(present, photons, 0.0)], 2)
         chains = Chains.at(target, emitters, number, background.double(), sigma.double())
-        log_p = target.log_count - torch.arange(most + 1) * (target.log_area + target.log_photons)
+        numbers = torch.arange(most + 1, device=target.log_count.device)
+        log_p = target.log_count - numbers * (target.log_area + target.log_photons)
         own = chains.log_likelihood + log_p[number]
         drawn = self.log_likelihood + log_p[self.count]
         return (drawn > own[:, None, None]).double().flatten(1).mean(1)
@@ -209,7 +210,7 @@ def posterior_many(
         known to be there. read_variance: e⁻², a number, (H, W) or (B, H, W). prior: None stands for Prior().
     chains: for each frame, an even number; draws: kept of each chain, every `thin` sweeps after `burn_in` sweeps, in
         which the lengths of the steps adapt. A sweep is some ten moves.
-    Runs on the generator's device; the same generator state and the same arguments give the same draws.
+    Runs on the generator's device (tested on the CPU only); the same generator state and the same arguments give the same draws.
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
     negative, does not sum to 1, or has a 0 between two others, which the chains could not cross.
     """
