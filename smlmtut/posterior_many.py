@@ -210,7 +210,8 @@ def posterior_many(
         known to be there. read_variance: e⁻², a number, (H, W) or (B, H, W). prior: None stands for Prior().
     chains: for each frame, an even number; draws: kept of each chain, every `thin` sweeps after `burn_in` sweeps, in
         which the lengths of the steps adapt. A sweep is some ten moves.
-    Runs on the generator's device (tested on the CPU only); the same generator state and the same arguments give the same draws.
+    Runs on the generator's device (tested on the CPU only). The same generator state and the same arguments give the
+    same draws.
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
     negative, does not sum to 1, or has a 0 between two others, which the chains could not cross.
     """
