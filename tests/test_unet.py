@@ -13,7 +13,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def filled(network: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
+def filled(network, scale: float = 0.1):
     """Random weights everywhere, the layers that start at 0 among them."""
     drawn = generator()
     with torch.no_grad():
