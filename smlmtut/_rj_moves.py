@@ -113,9 +113,9 @@ def relocation(context: Context, chains: Chains) -> Proposal:
 def split_and_merge(context: Context, chains: Chains) -> Proposal:
     """One emitter becomes two with the same photons N and the same centre of light, or two become one.
 
-    w = (f, d): N_1 = f N, N_2 = (1 − f) N, θ_1 = θ + (1 − f) d, θ_2 = θ − f d. The Jacobian of (N, f) → (N_1, N_2) is N
-    and that of (θ, d) → (θ_1, θ_2) is 1 along either axis. f is uniform where both N_i are allowed, d is normal.
-    split: A = likelihoods · p(K + 1)/p(K) · p(N_1) p(N_2)/p(N) · p(θ_1) p(θ_2)/p(θ) · N/(q(f) q(d)). The emitter is one
+    w = (ρ, d): N_1 = ρ N, N_2 = (1 − ρ) N, θ_1 = θ + (1 − ρ) d, θ_2 = θ − ρ d. The Jacobian of (N, ρ) → (N_1, N_2) is N
+    and that of (θ, d) → (θ_1, θ_2) is 1 along either axis. ρ is uniform where both N_i are allowed, d is normal.
+    split: A = likelihoods · p(K + 1)/p(K) · p(N_1) p(N_2)/p(N) · p(θ_1) p(θ_2)/p(θ) · N/(q(ρ) q(d)). The emitter is one
     of K; the merge joins the last to one of the other K: these choices cancel.
     """
     target, count = context.target, chains.count
@@ -126,7 +126,7 @@ def split_and_merge(context: Context, chains: Chains) -> Proposal:
     (u1, v1, n1), (u2, v2, n2) = chains.slot(first), chains.slot(end)  # a split finds 0 photons in the second
     total = n1 + n2
     low, high = target.bounds[2].tolist()
-    least = torch.maximum(low / total, 1 - high / total)  # of f
+    least = torch.maximum(low / total, 1 - high / total)  # of ρ
     width = 1 - 2 * least
     possible = possible & (width > 0)
     fraction = torch.where(up, least + width * context.uniform(len(count)), n1 / total)
@@ -169,7 +169,7 @@ def position(context: Context, chains: Chains) -> Proposal:
 
 
 def pair(context: Context, chains: Chains) -> Proposal:
-    """A step of (f, d) of two emitters with N and centre kept: the Jacobian is N both ways, and A = likelihoods."""
+    """A step of (ρ, d) of two emitters with N and centre kept: the Jacobian is N both ways, and A = likelihoods."""
     target = context.target
     last = (chains.count - 1).clamp(min=0)
     first = context.one_of(last)
