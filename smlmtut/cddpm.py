@@ -13,18 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._validate import choice, positive, rank, whole
-from .deepstorm import Convolution, network_input
+from .deepstorm import network_input
 from .diffusion import KINDS, log_snr, q_sample, target, to_x0
 from .samplers import Sampler, dpm_solver, sample
 from .schedule import NoiseSchedule
 from .unet import UNet
+from .whitening import SCALE_AT_START, Reader
 
 FORMS = ("whitened", "published")
-SCALE_AT_START = 0.1  # of the KDE's unit, about what DeepSTORM leaves unsaid beside an emitter
 STEPS = 100  # of the noise schedule that is trained on, as published
 CALLS = 20  # of the network for a sample, unless another schedule is asked for
 CHUNK = 32  # images at once: more fall out of a CPU's cache
-NEAR = 4  # super-resolved pixels about a pixel whose ŷ is summed to see how wide a blob is
 
 
 class ConditionalDiffusion(nn.Module):
@@ -46,7 +45,7 @@ class ConditionalDiffusion(nn.Module):
         floor: float = 0.02,
         channels: tuple[int, int] = (32, 64),
         blocks: int = 1,
-        reading: int = 32,
+        reading: int = 64,
     ) -> None:
         super().__init__()
         choice("form", form, FORMS)
@@ -60,7 +59,7 @@ class ConditionalDiffusion(nn.Module):
             "reading": whole("reading", reading),
         }  # fmt: skip
         known = 1 + (3 if self.frame else 0)  # ŷ; signal, read noise, whether they are given
-        self.read = Reader(known + 2, reading) if self.whitened else None
+        self.read = Reader(known, reading, self.floor) if self.whitened else None
         self.unet = UNet(1 + known + (3 if self.whitened else 0), 1, (channels[0], channels[1]), blocks)
 
     def condition(self, estimate: Tensor, frame: Tensor | None = None, given: Tensor | None = None) -> Tensor:
@@ -95,8 +94,7 @@ class ConditionalDiffusion(nn.Module):
         if self.read is None:
             half = torch.full_like(estimate, 0.5)
             return half, half
-        shift, width = self.read(torch.cat([condition, blob_width(estimate)], 1)).float().chunk(2, 1)
-        return estimate + SCALE_AT_START * shift, self.floor + SCALE_AT_START * F.softplus(width)
+        return self.read(condition)
 
     def inputs(self, condition: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
         """What the U-Net sees beside z_t: (B, C, fH, fW)."""
@@ -145,8 +143,8 @@ def sample_kde(
     """Draw S kernel density estimates for each ŷ from p(y | ŷ), or p(y | x, ŷ) where the frame is given.
 
     estimate: ŷ (B, 1, fH, fW), any sides that 4 divides; frame: (B, 2, H, W) of `frame_input`.
-    schedule, sampler: None, `few_calls()`, with DPM-Solver++; `NoiseSchedule.cosine(STEPS)` with samplers.ancestral is
-        the published way. chunk, progress, generator: as in samplers.sample.
+    schedule, sampler: None, `few_calls()`, with DPM-Solver++; `NoiseSchedule.cosine(STEPS).trained()` with
+        samplers.ancestral is the published way. chunk, progress, generator: as in samplers.sample.
     Returns (B, S, fH, fW) float32. Under autocast the network runs in its type.
     Raises ValueError as `condition` and samplers.sample do.
     """
@@ -160,41 +158,10 @@ def sample_kde(
 
 
 def few_calls(calls: int = CALLS) -> NoiseSchedule:
-    """The schedule that was trained on, resampled evenly in the log-SNR."""
-    return NoiseSchedule.cosine(STEPS).resample(calls, "log-snr")
-
-
-class Reader(nn.Module):
-    """Reads centre and scale off the condition: dilated convolutions at half the resolution; starts at 0."""
-
-    def __init__(self, inputs: int, features: int, dilations: tuple[int, ...] = (1, 2, 4)) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(4 * inputs, features, 3, padding=1)
-        self.layers = nn.ModuleList(Convolution(features, features, 3, padding=d, dilation=d) for d in dilations)
-        self.head = nn.Conv2d(features, 8, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, 2, H, W), H and W even."""
-        h = F.silu(self.stem(F.pixel_unshuffle(images, 2)))
-        for layer in self.layers:
-            h = h + F.silu(layer(h))
-        return F.pixel_shuffle(self.head(h), 2)
+    """The schedule that was trained on, from a level that was seen in training, resampled evenly in the log-SNR."""
+    return NoiseSchedule.cosine(STEPS).trained().resample(calls, "log-snr")
 
 
 def frame_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
     """The frame as DeepSTORM sees it, the form in which `condition` takes it: (B, 1, H, W) e⁻ to (B, 2, H, W)."""
     return network_input(electrons, read_variance)
-
-
-def blob_width(estimate: Tensor) -> Tensor:
-    """Two images that tell how wide the blobs of ŷ are: (B, 1, H, W) to (B, 2, H, W).
-
-    √ŷ shows a blob's faint rim. The other is Σ (ŷ/2 − ŷ²)/π over the pixels at most NEAR away along each axis. A kernel
-    of sd 1 and peak 1 has Σ y = 2π and Σ y² = π wherever it lies, so about a lone emitter, for ŷ = E[y | x], this sum
-    is Σ Var[y | x] / π: 0 for a position that is known, rising with its uncertainty, at any place between pixels.
-    """
-    side = 2 * NEAR + 1
-    summed = F.avg_pool2d(estimate / 2 - estimate.square(), side, 1, NEAR) * side**2
-    return torch.cat([estimate.clamp(min=0).sqrt(), summed / torch.pi], 1)

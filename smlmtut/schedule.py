@@ -120,6 +120,14 @@ class NoiseSchedule:
         between_ends = from_log_snr(torch.linspace(highest, lowest, steps, dtype=torch.float64))[:-1]
         return NoiseSchedule(torch.cat([ends[:1], between_ends, ends[1:]]))
 
+    def trained(self) -> "NoiseSchedule":
+        """The same schedule, begun at a level that training has seen: γ_T gives way to (γ_{T−1} + γ_T)/2.
+
+        `draw_gamma` draws evenly from that interval. In the log-SNR it may be very long (7 units in the cosine schedule
+        of 100 steps), and then next to no draw comes near γ_T, where the network would be asked first.
+        """
+        return NoiseSchedule(torch.cat([self.gammas[:-1], self.gammas[-2:].mean()[None]]))
+
     def draw_gamma(self, batch: int, generator: torch.Generator) -> Tensor:
         """Levels to train at: t uniform on 1 … T, then γ uniform on (γ_t, γ_{t−1}) (erratum 11).
 

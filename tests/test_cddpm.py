@@ -5,16 +5,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_whitening import blob
 
-from smlmtut.cddpm import CALLS, SCALE_AT_START, ConditionalDiffusion, blob_width, few_calls, frame_input, sample_kde
+from smlmtut.cddpm import CALLS, ConditionalDiffusion, few_calls, frame_input, sample_kde
 from smlmtut.diffusion import target
-from smlmtut.kde import kde
-from smlmtut.psf import Emitters
 from smlmtut.samplers import ancestral, dpm_solver
 from smlmtut.schedule import NoiseSchedule
+from smlmtut.whitening import NARROWEST, SCALE_AT_START, lone_sd
 
 SMALL = {"channels": (8, 16), "reading": 8}
-START = 0.02 + SCALE_AT_START * math.log(2)  # scale of a network that has learned nothing: softplus(0) = ln 2
+BEGUN = math.log1p(math.exp(-2))  # softplus(−2): what a network that has learned nothing finds for τ² and beside it
+
+
+def start(estimate: torch.Tensor) -> torch.Tensor:
+    """Scale of a network that has learned nothing."""
+    return 0.02 + SCALE_AT_START * BEGUN + lone_sd(estimate, torch.tensor(BEGUN + NARROWEST))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -25,36 +30,6 @@ def published(**more) -> ConditionalDiffusion:
     return ConditionalDiffusion(form="published", kind="noise", frame=False, **{**SMALL, **more})
 
 
-def blob(tau: float = 0.0, u: float = 3.4, v: float = 3.9) -> torch.Tensor:
-    """E[y] of a lone emitter whose position is Gaussian with sd tau (super-resolved px): (1, 1, 32, 32)."""
-    wide = math.sqrt(1 + tau**2)
-    one = torch.ones(1, 1, dtype=torch.float64)
-    return kde(Emitters(u * one, v * one, one), (8, 8), sigma=wide) / wide**2
-
-
-# -- what is read off a blob -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("place", [(3.5, 3.5), (3.625, 3.625), (3.4, 3.9)])
-def test_a_position_that_is_known_has_no_variance_wherever_it_lies_between_pixels(place):
-    """Σ y = 2π and Σ y² = π of a sampled kernel of sd 1, within 4 exp(−2π²) and 4 exp(−π²) = 2e-4 of it."""
-    column, row = (round(4 * (x + 0.5) - 0.5) for x in place)
-    # the sum about the nearest pixel ends 4 px or more from the emitter: 4 · P(Z > 4) = 1.3e-4 of the mass lies beyond
-    assert abs(float(blob_width(blob(0, *place))[0, 1, row, column])) < 5e-4
-
-
-@pytest.mark.parametrize("tau", [0.3, 0.6])
-def test_local_sum_is_the_total_variance_of_a_lone_emitter(tau):
-    """E[y] is a Gaussian of variance 1 + τ² and mass 2π: Σ (E/2 − E²)/π = 1 − 1/(1 + τ²)."""
-    seen = float(blob_width(blob(tau))[0, 1, 17, 15])  # the pixel nearest to row 3.9, column 3.4 of the camera
-    drawn = generator()
-    u = 3.4 + tau / 4 * torch.randn(4000, 1, generator=drawn, dtype=torch.float64)
-    v = 3.9 + tau / 4 * torch.randn(4000, 1, generator=drawn, dtype=torch.float64)
-    total = float(kde(Emitters(u, v, torch.ones_like(u)), (8, 8)).var(0).sum()) / math.pi
-    assert seen == pytest.approx(1 - 1 / (1 + tau**2), abs=5e-3)  # as above
-    assert seen == pytest.approx(total, rel=0.1)  # 4000 draws: a variance to about 3 %
-
-
 # -- the change of variables -------------------------------------------------------------------------------
 
 
@@ -63,23 +38,17 @@ def test_published_form_is_the_image_between_minus_one_and_one():
     assert torch.equal((torch.tensor([0.0, 1.0]) - centre[0, 0, 0, 0]) / scale[0, 0, 0, 0], torch.tensor([-1.0, 1.0]))
 
 
-def test_starts_at_the_estimate_with_one_scale():
-    network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
-    centre, scale = network.standardize(network.condition(estimate))
-    assert torch.equal(centre, estimate)
-    torch.testing.assert_close(scale, torch.full_like(scale, START))
-
-
 def test_what_training_compares():
     """The target is that of z, and the surprise is −ln N(y; centre, scale²) without ln √(2π)."""
     network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
     y, gamma = blob().float(), torch.tensor([0.3])
     noise = torch.randn(y.shape, generator=generator())
     output, wanted, surprise, weight = network(y, (estimate,), gamma, noise)
-    z = (y - estimate) / START
-    normal = torch.distributions.Normal(estimate, torch.full_like(y, START))
+    z = (y - estimate) / start(estimate)
+    torch.testing.assert_close(wanted, target("v", z, noise, gamma))
+    normal = torch.distributions.Normal(estimate, start(estimate))
     torch.testing.assert_close(surprise, -normal.log_prob(y) - math.log(2 * math.pi) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(weight, torch.full_like(y, START / SCALE_AT_START))
+    torch.testing.assert_close(weight, start(estimate) / SCALE_AT_START)
     assert torch.equal(output, torch.zeros_like(output))
 
 
@@ -163,11 +132,11 @@ def gain(schedule: NoiseSchedule) -> float:
 
 @pytest.mark.parametrize("calls", [CALLS, 50])
 def test_a_network_that_knows_nothing_draws_from_the_normal_distribution_it_starts_with(calls):
-    """An output of 0 in v is z_0 = √γ z_t, the exact denoiser of N(0, 1): so y ~ N(ŷ, (scale · gain)²) in every pixel."""
+    """An output of 0 in v is z_0 = √γ z_t, the exact denoiser of N(0, 1): so y ~ N(ŷ, (scale · gain)²)."""
     network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
     y = sample_kde(network, estimate, 24, generator(1), schedule=few_calls(calls))
     assert y.shape == (1, 24, 32, 32)
-    z = (y - estimate) / START
+    z = (y - estimate) / start(estimate)
     # 24 576 values: ± .0064 for the mean, ± .0045 for the sd
     assert float(z.mean().abs()) < 4 * 0.0064
     assert float(z.std()) == pytest.approx(gain(few_calls(calls)), abs=4 * 0.0045)

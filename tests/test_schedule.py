@@ -145,6 +145,20 @@ def test_levels_to_train_at_are_piecewise_uniform(schedule):
     assert chisquare(torch.bincount(step - 1, minlength=100).numpy()).pvalue > 1e-4
 
 
+@every
+def test_a_schedule_begun_where_training_was_has_draws_on_both_sides_of_its_start(schedule):
+    begun = schedule.trained()
+    assert torch.equal(begun.gammas[:-1], schedule.gammas[:-1])
+    drawn = schedule.draw_gamma(200_000, torch.Generator().manual_seed(1))
+    below = (drawn < begun.gammas[-1]).double().mean() * schedule.steps  # half of the last interval's share
+    assert float(below) == pytest.approx(0.5, abs=5 * math.sqrt(0.5 * schedule.steps / 200_000))
+
+
+def test_cosine_begins_six_units_of_the_log_snr_before_the_level_that_training_hardly_saw():
+    assert float(COSINE.trained().log_snr[-1] - COSINE.log_snr[-1]) > 6
+    assert COSINE.trained().prior_kl(1.0) < 1e-4  # bits per dimension: what is left of the image does not count
+
+
 def test_levels_stay_below_one_in_float32():
     # the first step is so short that all of its levels round to 1
     schedule = NoiseSchedule(torch.tensor([1.0, 1 - 1e-9, 0.5], dtype=torch.float64))
