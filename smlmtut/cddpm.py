@@ -21,6 +21,7 @@ from .unet import UNet
 from .whitening import SCALE_AT_START, Reader
 
 FORMS = ("whitened", "published")
+MOLECULES = 3.0  # makes the mean weight of the training's frames about 1
 STEPS = 100  # of the noise schedule that is trained on, as published
 CALLS = 20  # of the network for a sample, unless another schedule is asked for
 CHUNK = 32  # images at once: more fall out of a CPU's cache
@@ -114,14 +115,19 @@ class ConditionalDiffusion(nn.Module):
 
         y, noise: (B, 1, fH, fW); known: the arguments of `condition`; gamma: (B,). Returns four of (B, 1, fH, fW), the
         third less a constant; in the published form it is 0 and the weights are 1. No gradient flows from output and
-        target into centre and scale. The weight, scale over SCALE_AT_START, is a function of the condition alone and
-        moves no minimum; it keeps the rare emitter in the dark, a z of 1 / floor, from drowning all other gradients.
+        target into centre and scale. The weight, scale over SCALE_AT_START times MOLECULES over 1 + the number of
+        molecules in ŷ, is a function of the condition alone and moves no minimum. The first factor keeps the rare
+        emitter in the dark, a z of 1 / floor, from drowning all other gradients; the second keeps the many emitters of
+        a dense frame from drowning the one of a sparse frame.
         """
         condition = self.condition(*known)
         centre, scale = self.standardize(condition)
         z = (y - centre) / scale
         surprise = scale.log() + z.square() / 2 if self.whitened else torch.zeros_like(y)
-        weight = scale.detach() / SCALE_AT_START if self.whitened else torch.ones_like(y)
+        weight = torch.ones_like(y)
+        if self.whitened:
+            molecules = known[0].clamp(min=0).sum((1, 2, 3), keepdim=True) / (2 * torch.pi)
+            weight = scale.detach() / SCALE_AT_START * MOLECULES / (1 + molecules)
         z, inputs = z.detach(), self.inputs(condition, centre.detach(), scale.detach())
         z_t = q_sample(z, gamma, noise)
         output = self.unet(torch.cat([z_t, inputs], 1), log_snr(gamma)).float()

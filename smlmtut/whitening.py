@@ -90,7 +90,8 @@ class Reader(nn.Module):
     """Reads centre and scale of every pixel off the condition, whose first channel is ŷ.
 
     Dilated convolutions at half the resolution find three images: what the centre is beside ŷ, τ² for `lone_sd`,
-    and what else adds to the scale. inputs: channels of the condition. floor: least scale.
+    and the sd of what else there is. Their variances and floor² add up to scale².
+    inputs: channels of the condition. floor: least scale.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Reader(nn.Module):
         self.layers = nn.ModuleList(Convolution(features, features, 3, padding=d, dilation=d) for d in dilations)
         self.head = nn.Conv2d(features, 12, 1)
         nn.init.zeros_(self.head.weight)
-        start = torch.tensor([0.0, -2.0, -2.0]).repeat_interleave(4)  # softplus(−2) = 0.13: τ = 0.36, scale 0.03
+        start = torch.tensor([0.0, -2.0, -2.0]).repeat_interleave(4)  # softplus(−2) = 0.13: τ = 0.36, the rest 0.013
         self.head.bias = nn.Parameter(start)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,8 @@ class Reader(nn.Module):
             h = h + F.silu(layer(h))
         shift, place, other = F.pixel_shuffle(self.head(h), 2).float().chunk(3, 1)
         sd = lone_sd(estimate, F.softplus(place) + NARROWEST)
-        return estimate + SCALE_AT_START * shift, self.floor + sd + SCALE_AT_START * F.softplus(other)
+        more = SCALE_AT_START * F.softplus(other)
+        return estimate + SCALE_AT_START * shift, (self.floor**2 + sd.square() + more.square()).sqrt()
 
 
 def _log(estimate: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from test_whitening import blob
 
-from smlmtut.cddpm import CALLS, ConditionalDiffusion, few_calls, frame_input, sample_kde
+from smlmtut.cddpm import CALLS, MOLECULES, ConditionalDiffusion, few_calls, frame_input, sample_kde
 from smlmtut.diffusion import target
 from smlmtut.samplers import ancestral, dpm_solver
 from smlmtut.schedule import NoiseSchedule
@@ -19,7 +19,8 @@ BEGUN = math.log1p(math.exp(-2))  # softplus(−2): what a network that has lear
 
 def start(estimate: torch.Tensor) -> torch.Tensor:
     """Scale of a network that has learned nothing."""
-    return 0.02 + SCALE_AT_START * BEGUN + lone_sd(estimate, torch.tensor(BEGUN + NARROWEST))
+    alone = lone_sd(estimate, torch.tensor(BEGUN + NARROWEST))
+    return (0.02**2 + (SCALE_AT_START * BEGUN) ** 2 + alone.square()).sqrt()
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -48,7 +49,8 @@ def test_what_training_compares():
     torch.testing.assert_close(wanted, target("v", z, noise, gamma))
     normal = torch.distributions.Normal(estimate, start(estimate))
     torch.testing.assert_close(surprise, -normal.log_prob(y) - math.log(2 * math.pi) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(weight, start(estimate) / SCALE_AT_START)
+    # one emitter in ŷ, of mass 2π
+    torch.testing.assert_close(weight, start(estimate) / SCALE_AT_START * MOLECULES / (1 + 1), rtol=1e-3, atol=0)
     assert torch.equal(output, torch.zeros_like(output))
 
 

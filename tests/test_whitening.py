@@ -109,9 +109,8 @@ def test_starts_at_the_estimate_and_the_sd_of_a_lone_emitter():
     centre, scale = reader(estimate)
     assert torch.equal(centre, estimate)
     start = math.log1p(math.exp(-2))
-    torch.testing.assert_close(
-        scale, 0.02 + SCALE_AT_START * start + lone_sd(estimate, torch.tensor(start + NARROWEST))
-    )
+    alone = lone_sd(estimate, torch.tensor(start + NARROWEST))
+    torch.testing.assert_close(scale, (0.02**2 + (SCALE_AT_START * start) ** 2 + alone.square()).sqrt())
 
 
 def test_gradients_are_finite_where_nothing_is_to_be_seen():
