@@ -216,7 +216,7 @@ def calls(model: Model, many: int) -> None:
     batch = draw_batch(recipes.reference_scene(), many, (SIZE, SIZE), step_generator(SEED, 1, 5))
     truth, estimate = batch.target()[:, 0], model.estimate(batch)
     seen = calibration.pixel_class(estimate[:, 0]) > 0
-    cosine = NoiseSchedule.cosine(STEPS)
+    cosine = NoiseSchedule.cosine(STEPS).trained()
     ways = {
         "ancestral, β, 100 calls": {"schedule": cosine, "sampler": partial(ancestral, variance="beta")},
         "ancestral, β̃, 100 calls": {"schedule": cosine, "sampler": partial(ancestral, variance="posterior")},
