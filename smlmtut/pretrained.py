@@ -18,7 +18,7 @@ from .deepstorm import DeepSTORM
 FOLDER = Path(__file__).parent / "weights"
 SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "deepstorm-2d": "8ccbff15698df0e9edf9aeb48dfbe0b4e1d850915b076cbf40eb3d2e61167a76",
-    "cddpm-2d": "5d3081607259318b942c8a68e818167d70d1ee6ab817a23aa9bedf6d9a6ab74b",
+    "cddpm-2d": "54b2c5ceb77faffbd38d7001f479944f36e8a2fd2a693ba279745b333afb1534",
     "cddpm-2d-published": "de51c3dbf0dac985efdbe8884d3c58c53e9f4130d7864351d6ebefc5f9ca2ddb",
 }
 
