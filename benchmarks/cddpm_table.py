@@ -245,6 +245,7 @@ def calls(model: Model, many: int) -> None:
     }
     header("sampler", "CRPS over that of the first", "spread–skill", "samples a second")
     first = None
+    model.draw(batch, estimate, False, 16)  # the first calls of a shape are slow
     for name, how in ways.items():
         began = time.perf_counter()
         y = model.draw(batch, estimate, False, 16, **how)
