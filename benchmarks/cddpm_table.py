@@ -24,15 +24,17 @@ import torch
 from deepstorm_table import HALF, SIZE, one_emitter
 from torch import Tensor
 
-from smlmtut import calibration, pretrained, recipes
-from smlmtut.cddpm import STEPS, ConditionalDiffusion, frame_input, sample_kde
-from smlmtut.posterior import Prior, posterior
-from smlmtut.posterior_many import count_prior, posterior_many
-from smlmtut.psf import Emitters
-from smlmtut.samplers import ancestral
-from smlmtut.scenes import Batch, Scene, draw_batch, expose_batch, step_generator
-from smlmtut.schedule import NoiseSchedule
-from smlmtut.training import best_precision
+from smlmtut._random import step_generator
+from smlmtut.diffusion.samplers import ancestral
+from smlmtut.diffusion.schedule import NoiseSchedule
+from smlmtut.evaluation import calibration
+from smlmtut.imaging.psf import Emitters
+from smlmtut.imaging.scenes import Batch, Scene, draw_batch, expose_batch
+from smlmtut.networks import pretrained, recipes
+from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, frame_input, sample_kde
+from smlmtut.networks.precision import best_precision
+from smlmtut.posterior.many import chain_posterior, count_prior
+from smlmtut.posterior.one import Prior, grid_posterior
 
 SEED = 880_088  # of scenes and samples; the training has 2027
 APART = (1.0, 1.5, 2.0, 2.5, 3.0)  # σ, distance of the pairs
@@ -69,7 +71,7 @@ class Model:
 def exact_one(batch: Batch) -> tuple[Tensor, Tensor]:
     """E and Var of y where one emitter is known to be there: (B, fH, fW) each."""
     moments = [
-        posterior(x, v, Prior()).kde_moments()
+        grid_posterior(x, v, Prior()).kde_moments()
         for x, v in zip(batch.electrons[:, 0].double(), batch.read_variance[:, 0].double(), strict=True)
     ]
     mean, variance = (torch.stack(m) for m in zip(*moments, strict=True))
@@ -78,7 +80,7 @@ def exact_one(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def exact_many(batch: Batch, seed: int, many: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """E and Var of y, and p(K | x), where the number of emitters is unknown; of all frames or the first ones."""
-    draws = posterior_many(
+    draws = chain_posterior(
         batch.electrons[:many, 0].double(), count_prior(4, (SIZE, SIZE)), step_generator(SEED, seed, 7),
         batch.read_variance[:many, 0].double(),
     )  # fmt: skip

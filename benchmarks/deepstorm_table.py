@@ -12,11 +12,14 @@ import argparse
 
 import torch
 
-from smlmtut import fisher, kde, pretrained, recipes
-from smlmtut.camera import Camera
-from smlmtut.posterior import Prior, posterior
-from smlmtut.psf import PSF, Emitters
-from smlmtut.scenes import Batch, Scene, expose_batch, step_generator
+from smlmtut._random import step_generator
+from smlmtut.estimation import fisher
+from smlmtut.imaging import kde
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.psf import PSF, Emitters
+from smlmtut.imaging.scenes import Batch, Scene, expose_batch
+from smlmtut.networks import pretrained, recipes
+from smlmtut.posterior.one import Prior, grid_posterior
 
 SEED = 770_077  # of these scenes; the training has 2026
 SIZE, BACKGROUND, SIGMA, HALF = 16, 5.0, 1.0, 4.0  # px, e⁻ per px, px; positions lie within ±HALF of the centre
@@ -42,7 +45,7 @@ def against_posterior(network: torch.nn.Module, photons: float, many: int) -> tu
     for x, variance, y in zip(
         batch.electrons[:, 0].double(), batch.read_variance[:, 0].double(), estimate, strict=True
     ):
-        mean, spread = posterior(x, variance, Prior()).kde_moments()
+        mean, spread = grid_posterior(x, variance, Prior()).kde_moments()
         core = mean > 0.05
         squares.append((float((y - mean)[core].square().sum()), float(spread[core].sum())))
     return ratio_of_rms(torch.tensor(squares, dtype=torch.float64))

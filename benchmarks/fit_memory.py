@@ -15,14 +15,14 @@ import time
 import psutil
 import torch
 
-from smlmtut.fit import fit_spots
+from smlmtut.estimation.fit import fit_spots
 
 
 def spots(count: int) -> torch.Tensor:
     """Poisson spots (count, 11, 11) float32: 500 photons near the centre on 5 a pixel; 10 000 different ones."""
-    from smlmtut import simulate
-    from smlmtut.camera import Camera
-    from smlmtut.psf import PSF, Emitters
+    from smlmtut.imaging import simulate
+    from smlmtut.imaging.camera import Camera
+    from smlmtut.imaging.psf import PSF, Emitters
 
     generator = torch.Generator().manual_seed(0)
     u, v = 4.5 + torch.rand(2, 10_000, 1, generator=generator, dtype=torch.float64)

@@ -58,9 +58,10 @@ def simulate(count: int):
     """Spots (count, 11, 11) float32, the true u and v, and the bound on the sd of u, root mean square."""
     import torch
 
-    from smlmtut import fisher, simulate
-    from smlmtut.camera import Camera
-    from smlmtut.psf import PSF, Emitters
+    from smlmtut.estimation import fisher
+    from smlmtut.imaging import simulate
+    from smlmtut.imaging.camera import Camera
+    from smlmtut.imaging.psf import PSF, Emitters
 
     generator = torch.Generator().manual_seed(0)
     position = (SIZE - 1) / 2 + torch.rand(2, count, 1, generator=generator, dtype=torch.float64) - 0.5
@@ -94,7 +95,7 @@ def main() -> None:
 
     import torch
 
-    from smlmtut.fit import fit_spots
+    from smlmtut.estimation.fit import fit_spots
 
     python = picasso_python(args.picasso)
     version = picasso_version(python)

@@ -20,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smlmtut import blinking, io, pretrained, simulate
-from smlmtut.camera import Camera
-from smlmtut.deepstorm import DeepSTORM, estimate_kde
-from smlmtut.localize import localize_to_file
-from smlmtut.psf import PSF
+from smlmtut import io
+from smlmtut.imaging import blinking, simulate
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.psf import PSF
+from smlmtut.localize.movie import localize_to_file
+from smlmtut.networks import pretrained
+from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
 
 SHAPE, PIXEL_NM = (64, 64), 108.0
 CAMERA = Camera(2.0, 100.0, 20.0, saturation=65535, integer=True)

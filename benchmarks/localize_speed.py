@@ -17,12 +17,15 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from smlmtut import fisher, metrics, pretrained, recipes, training
-from smlmtut.camera import Camera
-from smlmtut.deepstorm import DeepSTORM
-from smlmtut.localize import localize
-from smlmtut.psf import PSF, Emitters
-from smlmtut.scenes import Batch, Scene, draw_batch, expose_batch, step_generator
+from smlmtut._random import step_generator
+from smlmtut.estimation import fisher
+from smlmtut.evaluation import localization
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.psf import PSF, Emitters
+from smlmtut.imaging.scenes import Batch, Scene, draw_batch, expose_batch
+from smlmtut.networks import pretrained, recipes
+from smlmtut.networks.deepstorm import DeepSTORM
+from smlmtut.networks.precision import best_precision
 
 SEED, SHAPE, PIXEL_NM = 880_088, (64, 64), 108.0
 SPOT, BACKGROUND, SIGMA = (24, 24), 5.0, 1.0  # of the frames with one emitter: px, e⁻ per px, px
@@ -56,7 +59,7 @@ def main() -> None:
             began = time.perf_counter()
             localized(network, batch, precision)
             seconds[precision].append(time.perf_counter() - began)
-    found = training.best_precision(torch.device("cpu"))
+    found = best_precision(torch.device("cpu"))
     print(f"\n{given.frames} frames of 64 × 64 pixels, {given.threads} threads; 'auto' takes {found!r} here")
     for precision, name in zip(PRECISIONS, ("float32", "bf16"), strict=True):
         print(f"{name}: {given.frames / statistics.median(seconds[precision][1:]):.1f} frames/s")
@@ -66,8 +69,8 @@ def dense(network: DeepSTORM, scene: Scene, seed: int) -> str:
     """A row of the first table, 32 frames."""
     batch = draw_batch(scene, 32, SHAPE, step_generator(SEED, 1, seed))
     full, less = (localized(network, batch, precision) for precision in PRECISIONS)
-    right = metrics.pair(full, metrics.Points.of(batch.emitters), PIXEL_NM)
-    error, alike = rms(right), metrics.pair(less, full, PIXEL_NM, ALIKE_NM)
+    right = localization.match(full, localization.Points.of(batch.emitters), PIXEL_NM)
+    error, alike = rms(right), localization.match(less, full, PIXEL_NM, ALIKE_NM)
     lost, new = len(full.u) - len(alike), len(less.u) - len(alike)
     return f"| {scene.density:g} | {len(full.u)} | {lost}, {new} | {rms(alike):.4f} | {rms(alike) / error:.3f} |"
 
@@ -78,17 +81,17 @@ def alone(network: DeepSTORM, scene: Scene, photons: float) -> str:
     fixed = replace(scene, sigma=SIGMA, background=BACKGROUND, camera=scene.camera.crop(0, 0, SPOT))
     batch = expose_batch(fixed, Emitters(u, v, torch.full_like(u, photons)), SPOT, step_generator(SEED, 3))
     full, less = (localized(network, batch, precision) for precision in PRECISIONS)
-    change = rms(metrics.pair(less, full, PIXEL_NM, ALIKE_NM))
+    change = rms(localization.match(less, full, PIXEL_NM, ALIKE_NM))
     emitter = Emitters.single((SPOT[1] - 1) / 2, (SPOT[0] - 1) / 2, photons)
     bound = fisher.localization_bound(emitter, PSF(SIGMA), electrons_camera(batch), SPOT, BACKGROUND)[0, :2].mean()
     return f"| {photons:.0f} | {change:.4f} | {change / float(bound):.3f} |"
 
 
-def localized(network: DeepSTORM, batch: Batch, precision: str) -> metrics.Points:
+def localized(network: DeepSTORM, batch: Batch, precision: str) -> localization.Points:
     """The localizations of a batch as if it were a movie, in photo-electrons."""
-    tables = localize(batch.electrons[:, 0], electrons_camera(batch), network, precision=precision)
+    tables = localize_movie(batch.electrons[:, 0], electrons_camera(batch), network, precision=precision)
     table = pd.concat([table for _, table in tables])
-    return metrics.Points(table["frame"], table["u"], table["v"])
+    return localization.Points(table["frame"], table["u"], table["v"])
 
 
 def electrons_camera(batch: Batch) -> Camera:
@@ -96,7 +99,7 @@ def electrons_camera(batch: Batch) -> Camera:
     return Camera(read_variance=batch.read_variance[0, 0])
 
 
-def rms(pairs: metrics.Pairs) -> float:
+def rms(pairs: localization.Pairs) -> float:
     """Root mean square of the distance along an axis, px."""
     return float(torch.cat([pairs.du, pairs.dv]).square().mean().sqrt())
 

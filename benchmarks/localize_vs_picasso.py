@@ -21,12 +21,13 @@ import torch
 from picasso_side import Localize, picasso_localize, picasso_python, picasso_version
 from torch import Tensor
 
-from smlmtut import metrics, simulate
-from smlmtut.camera import Camera, to_photoelectrons
-from smlmtut.fit import fit_spots
-from smlmtut.metrics import Points
-from smlmtut.psf import PSF
-from smlmtut.spots import cut_spots, find_spots
+from smlmtut.estimation.fit import fit_spots
+from smlmtut.estimation.spots import cut_spots, find_spots
+from smlmtut.evaluation import localization
+from smlmtut.evaluation.localization import Points
+from smlmtut.imaging import simulate
+from smlmtut.imaging.camera import Camera, to_photoelectrons
+from smlmtut.imaging.psf import PSF
 
 SHAPE, PIXEL_NM, PHOTONS, BACKGROUND, SIGMA = (64, 64), 108.0, 1000.0, 5.0, 1.0
 GAIN, OFFSET, READ_VARIANCE = 2.035, 113.34, 22.3  # ADU/e⁻, ADU, ADU²: medians of real maps
@@ -121,7 +122,7 @@ def all_sides(picasso: Localize, weights: str) -> list[Side]:
         Side("smlmtut, find and fit", [(t, w) for t in THRESHOLDS for w in WINDOWS], classical),
     ]
     if weights != "none":
-        from smlmtut import pretrained
+        from smlmtut.networks import pretrained
 
         sides.append(Side(f"smlmtut, {Path(weights).stem}", [()], partial(learned, pretrained.load(weights))))
     return sides
@@ -145,7 +146,8 @@ def candidates(scene: Scene, threshold: float) -> tuple[Tensor, Tensor]:
 
 def learned(network, scene: Scene) -> Points:
     """The network's KDE, and its peaks above the threshold that to_coordinates has by default."""
-    from smlmtut import deepstorm, kde
+    from smlmtut.imaging import kde
+    from smlmtut.networks import deepstorm
 
     frame, u, v = [], [], []
     for first in range(0, len(scene.adu), 32):  # bounds the memory
@@ -169,15 +171,15 @@ def compare(side: Side, density: float, practice: Scene, scored: Scene) -> dict:
     return row | {"jaccard_se": jaccard_se(found, scored.truth, len(scored.adu))}
 
 
-def challenge(found: Points, truth: Points) -> metrics.Scores:
+def challenge(found: Points, truth: Points) -> localization.Scores:
     """Scores as in the challenge: 250 nm, greedy, 450 nm of border left out."""
-    return metrics.score(found, truth, PIXEL_NM, SHAPE, metrics.BORDER_NM)
+    return localization.score(found, truth, PIXEL_NM, SHAPE, localization.BORDER_NM)
 
 
 def jaccard_se(found: Points, truth: Points, frames: int) -> float:
     """Standard error of the Jaccard index, a ratio of two sums over independent frames."""
-    found, truth = (metrics.inside(x, SHAPE, PIXEL_NM, metrics.BORDER_NM) for x in (found, truth))
-    pairs = metrics.pair(found, truth, PIXEL_NM)
+    found, truth = (localization.inside(x, SHAPE, PIXEL_NM, localization.BORDER_NM) for x in (found, truth))
+    pairs = localization.match(found, truth, PIXEL_NM)
     paired, f, t = (np.bincount(x, minlength=frames) for x in (found.frame[pairs.found], found.frame, truth.frame))
     union = f + t - paired
     return float(np.sqrt(np.square(paired - paired.sum() / union.sum() * union).sum()) / union.sum())

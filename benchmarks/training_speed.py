@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from smlmtut import pretrained, recipes, training
-from smlmtut.scenes import step_generator
+from smlmtut._random import step_generator
+from smlmtut.networks import precision, pretrained, recipes, training
 
 
 def seconds(work) -> float:
@@ -67,7 +67,7 @@ def main() -> None:
     recipe = recipes.deepstorm_2d(scene)
     if args.recipe == "diffusion":  # simulating is then: frames, φ's estimates, noise
         recipe = recipes.cddpm_2d(scene, pretrained.load())
-    units = training.best_precision(torch.device("cpu")) == "bf16"
+    units = precision.best_precision(torch.device("cpu")) == "bf16"
     kinds = {"float32, 1 thread": Step(recipe, False, 1), "float32, 2 threads": Step(recipe, False, 2)}
     if units or args.bf16:
         kinds |= {"bf16, 1 thread": Step(recipe, True, 1), "bf16, 2 threads": Step(recipe, True, 2)}

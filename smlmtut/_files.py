@@ -9,6 +9,10 @@ from pathlib import Path
 import h5py
 
 
+class HashMismatch(ValueError):
+    """A file whose bytes are not those that were registered for it."""
+
+
 class TruncatedFile(ValueError):
     """A file that ends before its own description says it does."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pooch
 
 from . import io
+from ._files import HashMismatch
 from ._validate import choice
 
 FOLDER_VARIABLE = "SMLMTUT_DATA"
@@ -89,10 +90,6 @@ _SOURCES = (
     ),
 )
 SOURCES: dict[str, Source] = {source.name: source for source in _SOURCES}
-
-
-class HashMismatch(ValueError):
-    """A file whose bytes are not those that the book was written with."""
 
 
 def fetch(name: str) -> Path:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
-from smlmtut.slider import Slider
+from ._slider import Slider
 
 __all__ = [
     "CARD",

@@ -9,6 +9,8 @@ from typing import Any, SupportsFloat, TypeVar
 import torch
 from IPython.display import display
 
+from ._random import step_generator
+
 PROFILES = ("smoke", "book", "full")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METADATA_KEY = "smlmtut"  # output metadata {"smlmtut": {"claim": {...}}}
@@ -117,6 +119,10 @@ class Run:
         seed: None takes the seed of the run. Give each draw that must be independent a seed of its own.
         """
         return torch.Generator(device).manual_seed(self.seed if seed is None else int(seed))
+
+    def step_generator(self, seed: int, step: int) -> torch.Generator:
+        """The generator of one step of a training run, on the run's device: the same two numbers, the same frames."""
+        return step_generator(seed, step, device=self.device)
 
     def pick(self, *, smoke: Size, book: Size, full: Size) -> Size:
         """The one of three sizes that belongs to the profile of this run."""

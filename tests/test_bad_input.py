@@ -18,10 +18,12 @@ import pytest
 import tifffile
 import torch
 
-from smlmtut import closed_forms, data, figures, fisher, fit, io, kde, likelihood, notebook, simulate, spots
+from smlmtut import data, figures, io, notebook
 from smlmtut._validate import between, finite, positive
-from smlmtut.camera import Camera, expose, saturated, to_photoelectrons
-from smlmtut.psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
+from smlmtut.estimation import closed_forms, fisher, fit, likelihood, spots
+from smlmtut.imaging import kde, simulate
+from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
 
 NAN, INF = math.nan, math.inf
 
@@ -223,14 +225,14 @@ case(
 )
 
 # -- kde and simulate --------------------------------------------------------------------------------------
-case("kernel of no width", lambda _: kde.kde(ONE, (8, 8), sigma=0.0), "sigma", "positive", "got 0")
-case("factor 0", lambda _: kde.kde(ONE, (8, 8), factor=0), "factor", "at least 1", "got 0")
-case("factor 2.5", lambda _: kde.kde(ONE, (8, 8), factor=2.5), "factor", "whole", "2.5")  # type: ignore[arg-type]
+case("kernel of no width", lambda _: kde.kde_image(ONE, (8, 8), sigma=0.0), "sigma", "positive", "got 0")
+case("factor 0", lambda _: kde.kde_image(ONE, (8, 8), factor=0), "factor", "at least 1", "got 0")
+case("factor 2.5", lambda _: kde.kde_image(ONE, (8, 8), factor=2.5), "factor", "whole", "2.5")  # type: ignore[arg-type]
 case("factor NaN", lambda _: kde.to_camera(1.0, NAN), "factor", "whole", "nan")  # type: ignore[arg-type]
-case("unknown amplitude", lambda _: kde.kde(ONE, (8, 8), amplitude="sum"), "amplitude", "'peak'", "'sum'")
-case("empty KDE", lambda _: kde.kde(ONE, (8, 0)), "shape[1]", "at least 1", "got 0")
-case("weights of another shape", lambda _: kde.kde(ONE, (8, 8), weights=filled(1, 1, 2)), "weights", "(1, 2)")
-case("NaN weight", lambda _: kde.kde(ONE, (8, 8), weights=filled(NAN, 1, 1)), "weights", "finite", "got nan")
+case("unknown amplitude", lambda _: kde.kde_image(ONE, (8, 8), amplitude="sum"), "amplitude", "'peak'", "'sum'")
+case("empty KDE", lambda _: kde.kde_image(ONE, (8, 0)), "shape[1]", "at least 1", "got 0")
+case("weights of another shape", lambda _: kde.kde_image(ONE, (8, 8), weights=filled(1, 1, 2)), "weights", "(1, 2)")
+case("NaN weight", lambda _: kde.kde_image(ONE, (8, 8), weights=filled(NAN, 1, 1)), "weights", "finite", "got nan")
 case("render NaN", lambda _: kde.render(np.array([1, NAN]), np.ones(2), (8, 8)), "u", "finite", "got nan")
 case("render unequal", lambda _: kde.render(np.ones(3), np.ones(2), (8, 8)), "v", "got 2", "3")
 case("render a table's matrix", lambda _: kde.render(np.ones((2, 2)), np.ones(2), (8, 8)), "u", "(2, 2)")
@@ -250,10 +252,10 @@ case("swapped light", lambda _: disc(1, 1, 5.0, (7.0, 7.0), (9.0, 3.0), dice()),
 case("neither count nor density", lambda _: frame(1, (8, 8), 1.0, dice()), "count", "density", "None")
 case("count and density", lambda _: frame(1, (8, 8), 1.0, dice(), 2, 0.1), "count", "density", "0.1")
 case("negative density", lambda _: frame(1, (8, 8), 1.0, dice(), density=-0.1), "density", "got -0.1")
-case("negative separation", lambda _: simulate.pair(-1.0, (4.0, 4.0), 1.0), "separation", "got -1")
+case("negative separation", lambda _: simulate.emitter_pair(-1.0, (4.0, 4.0), 1.0), "separation", "got -1")
 case(
     "angles of another length",
-    lambda _: simulate.pair(filled(1, 3), (4.0, 4.0), 1.0, filled(1, 2)),
+    lambda _: simulate.emitter_pair(filled(1, 3), (4.0, 4.0), 1.0, filled(1, 2)),
     "angle",
     "got 2",
 )

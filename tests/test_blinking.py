@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from smlmtut.blinking import Flashes, Kinetics, blink, movie
-from smlmtut.camera import Camera
-from smlmtut.distributions import LogNormal
-from smlmtut.psf import PSF, expected_photons
+from smlmtut.imaging.blinking import Flashes, Kinetics, blink, movie
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.distributions import LogNormal
+from smlmtut.imaging.psf import PSF, expected_photons
 
 MANY = 4000
 

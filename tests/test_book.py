@@ -43,8 +43,8 @@ def notation() -> list[list[str]]:
 
 def resolve(name: str, argument: str | None = None) -> None:
     """Find smlmtut.NAME, and its argument; LookupError if it is not there."""
-    module_name, *path = name.split(".")
-    found = importlib.import_module(f"smlmtut.{module_name}")
+    room, module_name, *path = name.split(".")
+    found = importlib.import_module(f"smlmtut.{room}.{module_name}")
     for part in path:
         fields = {f.name for f in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
         if part not in fields and not hasattr(found, part):
@@ -69,7 +69,12 @@ def test_notation_names_what_the_code_has(row):
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("psf.Nothing", None), ("psf.PSF.width", None), ("psf.expected_photons", "gain"), ("psf.PSF.sigma", "x")],
+    [
+        ("imaging.psf.Nothing", None),
+        ("imaging.psf.PSF.width", None),
+        ("imaging.psf.expected_photons", "gain"),
+        ("imaging.psf.PSF.sigma", "x"),
+    ],
 )
 def test_notation_test_can_fail(name, argument):
     with pytest.raises(LookupError):

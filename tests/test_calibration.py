@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from smlmtut import _scores, calibration
-from smlmtut.calibration import CLASSES, coverage, covered, crps, crps_normal, crps_point, energy_score, spread_skill
+from smlmtut.evaluation import calibration, proper_scores
+from smlmtut.evaluation.calibration import (
+    CLASSES,
+    coverage,
+    covered,
+    crps,
+    crps_normal,
+    crps_point,
+    energy_score,
+    spread_skill,
+)
 
 MANY = 40_000  # values of an ensemble: a share is known to 0.25 %
 
@@ -341,7 +350,7 @@ def test_samples_are_seen_in_parts(monkeypatch):
     x, y = normal(7, 5, 3, 2), normal(7, 3, 2, seed=1)
     functions = (crps, energy_score, spread_skill, coverage, lambda a, b: calibration.ranks(a, b, generator()))
     whole = [f(x, y) for f in functions]
-    monkeypatch.setattr(_scores, "VALUES_AT_ONCE", 61)
+    monkeypatch.setattr(proper_scores, "VALUES_AT_ONCE", 61)
     for f, wanted in zip(functions, whole, strict=True):
         torch.testing.assert_close(torch.as_tensor(f(x, y)), torch.as_tensor(wanted))
     assert crps(x.float(), y.float()).dtype == torch.float64

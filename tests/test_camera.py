@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from smlmtut import data
-from smlmtut.camera import Camera, expose, saturated, to_photoelectrons
+from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 
 RARE = 6e-7  # two-sided probability of 5 standard deviations
 FRAMES = 20_000

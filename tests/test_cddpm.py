@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from test_whitening import blob
 
-from smlmtut.cddpm import CALLS, MOLECULES, ConditionalDiffusion, few_calls, frame_input, sample_kde
-from smlmtut.diffusion import target
-from smlmtut.samplers import ancestral, dpm_solver
-from smlmtut.schedule import NoiseSchedule
-from smlmtut.whitening import NARROWEST, SCALE_AT_START, lone_sd
+from smlmtut.diffusion.process import target
+from smlmtut.diffusion.samplers import ancestral, dpm_solver
+from smlmtut.diffusion.schedule import NoiseSchedule
+from smlmtut.networks.cddpm import CALLS, MOLECULES, ConditionalDiffusion, frame_input, sample_kde, sampling_schedule
+from smlmtut.networks.whitening import NARROWEST, SCALE_AT_START, lone_sd
 
 SMALL = {"channels": (8, 16), "reading": 8}
 BEGUN = math.log1p(math.exp(-2))  # softplus(−2): what a network that has learned nothing finds for τ² and beside it
@@ -136,17 +136,17 @@ def gain(schedule: NoiseSchedule) -> float:
 def test_a_network_that_knows_nothing_draws_from_the_normal_distribution_it_starts_with(calls):
     """An output of 0 in v is z_0 = √γ z_t, the exact denoiser of N(0, 1): so y ~ N(ŷ, (scale · gain)²)."""
     network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
-    y = sample_kde(network, estimate, 24, generator(1), schedule=few_calls(calls))
+    y = sample_kde(network, estimate, 24, generator(1), schedule=sampling_schedule(calls))
     assert y.shape == (1, 24, 32, 32)
     z = (y - estimate) / start(estimate)
     # 24 576 values: ± .0064 for the mean, ± .0045 for the sd
     assert float(z.mean().abs()) < 4 * 0.0064
-    assert float(z.std()) == pytest.approx(gain(few_calls(calls)), abs=4 * 0.0045)
+    assert float(z.std()) == pytest.approx(gain(sampling_schedule(calls)), abs=4 * 0.0045)
 
 
 def test_few_calls_widen_a_normal_distribution_by_under_two_per_cent():
     """A solver of second order: the error of 1 falls as the square of the step, to what the last step leaves out."""
-    coarse, fine = (abs(gain(few_calls(calls)) - 1) for calls in (CALLS, 2 * CALLS))
+    coarse, fine = (abs(gain(sampling_schedule(calls)) - 1) for calls in (CALLS, 2 * CALLS))
     assert coarse < 0.02
     assert fine < coarse / 3
 

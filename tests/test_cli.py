@@ -15,11 +15,14 @@ from matplotlib.image import imread
 from test_localize import network
 from typer.testing import CliRunner
 
-from smlmtut import io, kde, pretrained, uncertainty
-from smlmtut.camera import Camera
-from smlmtut.cddpm import ConditionalDiffusion
-from smlmtut.cli import app
-from smlmtut.localize import localize_to_file
+from smlmtut import io
+from smlmtut.cli.main import app
+from smlmtut.imaging import kde
+from smlmtut.imaging.camera import Camera
+from smlmtut.localize import uncertainty
+from smlmtut.localize.movie import localize_to_file
+from smlmtut.networks import pretrained
+from smlmtut.networks.cddpm import ConditionalDiffusion
 
 NUMBERS = ["--gain", "2", "--offset", "100", "--read-variance", "20"]
 
@@ -74,7 +77,7 @@ def test_help_has_an_example_with_options_that_exist(command):
 
 
 def test_help_starts_quickly_and_loads_no_torch():
-    code = "import sys, smlmtut.cli; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys, smlmtut.cli.main; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -277,7 +280,7 @@ def test_a_command_that_is_killed_goes_on(folder, tmp_path):
         io.write_movie(tmp_path / "long.tif", np.concatenate([movie[:]] * 13))
     out, record = tmp_path / "locs.csv", tmp_path / "locs.csv.progress.json"
     command = [
-        sys.executable, "-m", "smlmtut.cli", "localize", tmp_path / "long.tif", "-o", out, "--pixel-size-nm", "108",
+        sys.executable, "-m", "smlmtut", "localize", tmp_path / "long.tif", "-o", out, "--pixel-size-nm", "108",
         *NUMBERS, "--weights", folder / "weights.safetensors", "--threshold", "1",
     ]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from smlmtut.camera import Camera, to_photoelectrons
-from smlmtut.deepstorm import (
+from smlmtut.imaging.camera import Camera, to_photoelectrons
+from smlmtut.networks.deepstorm import (
     ANSCOMBE,
     NOISE_SCALE,
     SIGNAL_SCALE,
@@ -17,7 +17,7 @@ from smlmtut.deepstorm import (
     convolution,
     estimate_kde,
     network_input,
-)  # fmt: skip
+)
 
 TINY = {"channels": 4, "dilations": (1, 2), "upsampled": (4, 3), "predicting": 1}
 

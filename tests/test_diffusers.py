@@ -16,14 +16,15 @@ with warnings.catch_warnings():  # of its own, about what else is installed
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, betas_for_alpha_bar
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-from smlmtut.diffusion import NoiseSchedule, q_sample, target, to_noise
-from smlmtut.known import KnownMixture
-from smlmtut.samplers import ancestral, ddim, dpm_solver
+from smlmtut.diffusion.gaussian_mixture import GaussianMixture
+from smlmtut.diffusion.process import q_sample, target, to_noise
+from smlmtut.diffusion.samplers import ancestral, ddim, dpm_solver
+from smlmtut.diffusion.schedule import NoiseSchedule
 
 COSINE = NoiseSchedule.cosine(100)
 LINEAR = NoiseSchedule.linear(100, 1e-4, 0.1)
 MODES = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-DATA = KnownMixture(MODES, variance=0.1)  # a denoiser that is not linear
+DATA = GaussianMixture(MODES, variance=0.1)  # a denoiser that is not linear
 START = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 agree = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)  # float32 is inside some of theirs
 

@@ -7,11 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smlmtut.diffusion import (
+from smlmtut.diffusion.process import (
     KINDS,
-    NoiseSchedule,
     denoising_loss,
-    log_snr,
     loss_weight,
     q_posterior,
     q_sample,
@@ -20,6 +18,7 @@ from smlmtut.diffusion import (
     to_noise,
     to_x0,
 )
+from smlmtut.diffusion.schedule import NoiseSchedule, log_snr
 
 COSINE = NoiseSchedule.cosine(100)
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from smlmtut.diffusion import NoiseSchedule, q_posterior, q_sample
-from smlmtut.elbo import prior_term, reconstruction_term, transition_term, variational_bound
-from smlmtut.known import KnownMixture
-from smlmtut.reverse import reverse_step
+from smlmtut.diffusion.elbo import prior_term, reconstruction_term, transition_term, variational_bound
+from smlmtut.diffusion.gaussian_mixture import GaussianMixture
+from smlmtut.diffusion.process import q_posterior, q_sample, reverse_step
+from smlmtut.diffusion.schedule import NoiseSchedule
 
 COSINE = NoiseSchedule.cosine(100)
 PUBLISHED = NoiseSchedule.linear(100, 1e-4, 1e-2)
 S, M = 0.3, 0.7
-GAUSSIAN = KnownMixture(torch.tensor([M], dtype=torch.float64), variance=S**2)
+GAUSSIAN = GaussianMixture(torch.tensor([M], dtype=torch.float64), variance=S**2)
 BIT = math.log(2)
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smlmtut import pretrained, recipes, training
-from smlmtut.camera import Camera
+from smlmtut.imaging.camera import Camera
+from smlmtut.networks import pretrained, recipes, training
 from tools.export_weights import export
 
 SETTINGS = replace(recipes.SHIPPED, steps=3, batch=1, warmup=1)

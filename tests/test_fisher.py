@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smlmtut.camera import Camera
-from smlmtut.fisher import (
+from smlmtut.estimation.fisher import (
     bound,
     exact_pixel_information,
     fisher_information,
@@ -22,7 +21,8 @@ from smlmtut.fisher import (
     surrogate_pixel_information,
     thompson,
 )
-from smlmtut.psf import PSF, Emitters, expected_photons, rate_gradient
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, rate_gradient
 
 F64 = torch.float64
 ALL = ("u", "v", "photons", "background")

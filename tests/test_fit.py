@@ -9,9 +9,10 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import ndtr
 
-from smlmtut import camera, fisher, likelihood, simulate
-from smlmtut.fit import Fit, first_guess, fit_spots
-from smlmtut.psf import PSF, Emitters, expected_photons, rate_gradient
+from smlmtut.estimation import fisher, likelihood
+from smlmtut.estimation.fit import Fit, first_guess, fit_spots
+from smlmtut.imaging import camera, simulate
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, rate_gradient
 
 SHAPE = (11, 11)
 FULL = ("u", "v", "photons", "background", "sigma")
@@ -256,7 +257,7 @@ def degenerate():
     pixel, corner, ramp = flat.clone(), flat.clone(), torch.arange(121.0).reshape(SHAPE)
     pixel[5, 5] = 1e6
     corner[0, 0] = 3000.0
-    two = expected_photons(simulate.pair(3.0, (5.0, 5.0), 500.0), PSF(1.0), SHAPE, 5.0)[0].float()
+    two = expected_photons(simulate.emitter_pair(3.0, (5.0, 5.0), 500.0), PSF(1.0), SHAPE, 5.0)[0].float()
     edge = expected_photons(Emitters.single(-0.4, 5.0, 500.0), PSF(1.0), SHAPE, 5.0)[0].float()
     outside = expected_photons(Emitters.single(-3.0, 5.0, 5000.0), PSF(1.0), SHAPE, 5.0)[0].float()
     cases = [empty, flat, pixel, corner, ramp, two, edge, outside, torch.eye(11) * 100, 1e7 * flat, 1e-6 * flat]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from skimage.feature import peak_local_max
 
-from smlmtut.kde import kde, render, to_camera, to_coordinates, to_super_resolved
-from smlmtut.psf import Emitters
+from smlmtut.imaging.kde import kde_image, render, to_camera, to_coordinates, to_super_resolved
+from smlmtut.imaging.psf import Emitters
 
 factors = st.integers(1, 8)
 positions = st.floats(-3, 30)
@@ -43,7 +43,7 @@ def test_super_resolved_pixels_tile_the_camera_pixel(k, factor):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_kde_is_the_double_sum_written_out(amplitude, weighted):
     emitters, shape, factor, sigma = scene(), (5, 8), 3, 1.3
-    found = kde(emitters, shape, factor, sigma, amplitude, emitters.photons if weighted else None)
+    found = kde_image(emitters, shape, factor, sigma, amplitude, emitters.photons if weighted else None)
     wanted = np.zeros((3, 1, 15, 24))
     for b, i, j in np.ndindex(3, 15, 24):
         for n in range(4):
@@ -61,7 +61,7 @@ def test_mass_is_one_up_to_the_aliasing_of_a_sampled_gaussian(u, v, sigma, facto
     # Poisson's sum formula: Σ_k g(k − s) = 1 + 2 Σ_m exp(−2π² m² sigma²) cos(2π m s). The border is at least
     # 6.5 px away, which must be 6 sigma or more: 2e-9 lies beyond it on each side.
     assume(6.5 * factor >= 6 * sigma)
-    total = float(kde(Emitters.single(u, v, 1.0), (17, 17), factor, sigma, "mass").sum())
+    total = float(kde_image(Emitters.single(u, v, 1.0), (17, 17), factor, sigma, "mass").sum())
 
     def row(position):
         s = to_super_resolved(position, factor)
@@ -73,14 +73,14 @@ def test_mass_is_one_up_to_the_aliasing_of_a_sampled_gaussian(u, v, sigma, facto
 
 def test_a_kernel_at_a_pixel_centre_has_peak_one_there():
     u, v = to_camera(10.0, 4), to_camera(7.0, 4)
-    image = kde(Emitters.single(u, v, 500.0), (6, 6), 4)[0, 0]
+    image = kde_image(Emitters.single(u, v, 500.0), (6, 6), 4)[0, 0]
     assert float(image[7, 10]) == 1.0 == float(image.max())
 
 
 @given(st.floats(2, 5), st.floats(2, 5), st.integers(0, 3), st.integers(0, 3), factors)
 def test_moving_an_emitter_by_whole_pixels_moves_the_image(u, v, right, down, factor):
-    image = kde(Emitters.single(u, v, 1.0), (10, 10), factor)[0, 0]
-    moved = kde(Emitters.single(u + right, v + down, 1.0), (10, 10), factor)[0, 0]
+    image = kde_image(Emitters.single(u, v, 1.0), (10, 10), factor)[0, 0]
+    moved = kde_image(Emitters.single(u + right, v + down, 1.0), (10, 10), factor)[0, 0]
     r, d = right * factor, down * factor
     size = 10 * factor
     # u + right rounds to 1e-15, times factor ≤ 8 and a slope ≤ 0.61
@@ -91,23 +91,25 @@ def test_moving_an_emitter_by_whole_pixels_moves_the_image(u, v, right, down, fa
 def test_kernels_add(seed):
     emitters = scene(seed=seed)
     parts = [
-        kde(Emitters(*(x[:, n : n + 1] for x in (emitters.u, emitters.v, emitters.photons, emitters.mask))), (8, 8))
+        kde_image(
+            Emitters(*(x[:, n : n + 1] for x in (emitters.u, emitters.v, emitters.photons, emitters.mask))), (8, 8)
+        )
         for n in range(4)
     ]
-    torch.testing.assert_close(kde(emitters, (8, 8)), sum(parts), rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(kde_image(emitters, (8, 8)), sum(parts), rtol=1e-13, atol=1e-15)
 
 
 def test_an_emitter_that_is_not_present_leaves_no_trace():
     emitters = scene()
     elsewhere = Emitters(torch.where(emitters.mask, emitters.u, 3.0), emitters.v, emitters.photons, emitters.present)
-    torch.testing.assert_close(kde(elsewhere, (8, 8)), kde(emitters, (8, 8)), rtol=0, atol=0)
+    torch.testing.assert_close(kde_image(elsewhere, (8, 8)), kde_image(emitters, (8, 8)), rtol=0, atol=0)
     nothing = Emitters(emitters.u, emitters.v, emitters.photons, torch.zeros_like(emitters.mask))
-    assert float(kde(nothing, (8, 8)).abs().max()) == 0
+    assert float(kde_image(nothing, (8, 8)).abs().max()) == 0
 
 
 def test_kde_keeps_the_type():
     emitters = scene().to(dtype=torch.float32)
-    assert kde(emitters, (8, 8)).dtype == torch.float32
+    assert kde_image(emitters, (8, 8)).dtype == torch.float32
 
 
 def test_histogram_is_numpys():
@@ -145,8 +147,8 @@ def test_rendering_in_blocks_changes_nothing(monkeypatch):
     rows, columns = np.arange(17) / 2 - 0.5, np.arange(15) / 2 - 0.5
     along_v, along_u = (np.diff(norm.cdf(e, x[:, None], sd[:, None])) for e, x in ((rows, v), (columns, u)))
     np.testing.assert_allclose(whole, along_v.T @ along_u, rtol=0, atol=1e-12)
-    monkeypatch.setattr("smlmtut.kde.LOCALIZATIONS_AT_ONCE", 7)
-    monkeypatch.setattr("smlmtut.kde.PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr("smlmtut.imaging.kde.LOCALIZATIONS_AT_ONCE", 7)
+    monkeypatch.setattr("smlmtut.imaging.kde.PIXELS_AT_ONCE", 100)
     torch.testing.assert_close(render(u, v, (8, 7), 2, sd), whole, rtol=1e-12, atol=1e-14)
 
 
@@ -180,7 +182,7 @@ def test_a_lone_gaussian_of_any_width_is_found_exactly(s_u, s_v, sigma, peak, fa
 
 @given(st.floats(-0.5, 4.5), st.floats(-0.5, 5.5), st.floats(0.5, 2.0))
 def test_the_border_costs_nothing_where_the_width_is_known(u, v, sigma):
-    y = kde(Emitters.single(u, v, 1.0), (6, 5), 4, sigma)
+    y = kde_image(Emitters.single(u, v, 1.0), (6, 5), 4, sigma)
     found = to_coordinates(y, 4, sigma, threshold=0.0)
     assume(len(found) == 1)  # exactly between two pixels
     assert (float(found.u[0]), float(found.v[0])) == (pytest.approx(u, abs=1e-11), pytest.approx(v, abs=1e-11))
@@ -188,14 +190,14 @@ def test_the_border_costs_nothing_where_the_width_is_known(u, v, sigma):
 
 @pytest.mark.parametrize("beyond", [0.1, 0.3, 0.6])
 def test_an_emitter_beyond_the_border_is_put_on_it(beyond):
-    y = kde(Emitters.single(-0.5 - beyond, 2.3, 1.0), (6, 5))
+    y = kde_image(Emitters.single(-0.5 - beyond, 2.3, 1.0), (6, 5))
     found = to_coordinates(y, threshold=1e-6)
     assert float(found.u[0]) == -0.5 and float(found.v[0]) == pytest.approx(2.3, abs=1e-11)
 
 
 @pytest.mark.parametrize("beyond", ["left", "right", "top", "bottom"])
 def test_corners_and_sides_are_treated_alike(beyond):
-    y = kde(Emitters.single(0.37, 0.05, 1.0), (6, 5))[0, 0]
+    y = kde_image(Emitters.single(0.37, 0.05, 1.0), (6, 5))[0, 0]
     u, v = 0.37, 0.05
     if beyond in ("right", "bottom"):
         y, u, v = y.flip(0, 1), 4 - u, 5 - v
@@ -222,7 +224,7 @@ def test_two_equal_gaussians_have_two_peaks_from_two_sd_on(separation, peaks):
 def test_two_far_apart_are_each_exact():
     pairs = torch.tensor([(0.6, 2.1), (9.3, 2.2), (4.4, 8.7)], dtype=torch.float64)
     emitters = Emitters(pairs[None, :, 0], pairs[None, :, 1], torch.ones(1, 3).double())
-    found = to_coordinates(kde(emitters, (11, 11)))
+    found = to_coordinates(kde_image(emitters, (11, 11)))
     assert len(found) == 3
     # others are 20 sd away and more: e⁻²⁰⁰
     for a, b in pairs:
@@ -290,7 +292,7 @@ def test_an_even_image_has_one_maximum_at_most():
 def test_mass_of_a_lone_kernel_is_what_lies_within_four_pixels(sigma):
     g = np.random.default_rng(4)
     for u, v in g.uniform(2, 7, (40, 2)):
-        found = to_coordinates(kde(Emitters.single(u, v, 1.0), (10, 10), 4, sigma), 4, sigma)
+        found = to_coordinates(kde_image(Emitters.single(u, v, 1.0), (10, 10), 4, sigma), 4, sigma)
         # pixels with centres within 4 of the peak's cover the disc of 4 − √½ about the pixel, whose centre is √½
         # away at most: e^(−r²/2 sigma²) lies beyond r; 4 exp(−2π² sigma²) is aliasing
         r = 4 - math.sqrt(2)
@@ -302,13 +304,13 @@ def test_masses_count_the_emitters():
     g = torch.Generator().manual_seed(5)
     u, v = 1 + 14 * torch.rand(2, 200, 12, generator=g, dtype=torch.float64)
     emitters = Emitters(u, v, torch.ones_like(u))
-    found = to_coordinates(kde(emitters, (16, 16)), threshold=0.0)
+    found = to_coordinates(kde_image(emitters, (16, 16)), threshold=0.0)
     total = torch.zeros(200, dtype=torch.float64).index_add_(0, found.frame, found.mass)
     assert float(total.max()) <= 12 + 1e-6  # a pixel counts once
     # an emitter without a maximum of its own lies within 2 sd of one that has: most of its mass is inside 4 px
     assert float(total.min()) > 11
     twice = Emitters(torch.tensor([[5.2, 5.2]]), torch.tensor([[6.1, 6.1]]), torch.ones(1, 2))
-    assert float(to_coordinates(kde(twice, (12, 12))).mass[0]) == pytest.approx(2, abs=0.01)
+    assert float(to_coordinates(kde_image(twice, (12, 12))).mass[0]) == pytest.approx(2, abs=0.01)
 
 
 def test_a_pixel_between_two_peaks_belongs_to_one():
@@ -384,7 +386,7 @@ def test_peaks_keep_the_type_and_need_no_gradient(dtype):
 @given(st.integers(0, 200))
 def test_there_and_back_in_single_precision(seed):
     u, v = 1 + 6 * torch.rand(2, generator=torch.Generator().manual_seed(seed))
-    found = to_coordinates(kde(Emitters(u[None, None], v[None, None], torch.ones(1, 1)), (8, 8)))
+    found = to_coordinates(kde_image(Emitters(u[None, None], v[None, None], torch.ones(1, 1)), (8, 8)))
     # float32: sums of three round to 1e-7, a logarithm of that over a curvature of 1, a quarter of it in camera pixels;
     # besides, the kernels' own positions round to 2e-6 super-resolved pixels
     assert (float(found.u[0]), float(found.v[0])) == (

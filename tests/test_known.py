@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from smlmtut.known import KnownMixture
+from smlmtut.diffusion.gaussian_mixture import GaussianMixture
 
-THREE = KnownMixture(
+THREE = GaussianMixture(
     torch.tensor([-1.0, 0.2, 1.5], dtype=torch.float64), torch.tensor([2.0, 1.0, 5.0], dtype=torch.float64), 0.04
 )
 
@@ -48,7 +48,7 @@ def test_estimate_is_the_slope_of_the_density():
 
 def test_images_are_told_apart_by_all_their_pixels():
     modes = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    data = KnownMixture(modes, tensor(0.9, 0.1))
+    data = GaussianMixture(modes, tensor(0.9, 0.1))
     y_t, gamma = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(1)).double(), tensor(*[0.3] * 5)
     # along the line between the modes it is a problem of one dimension
     half = (modes[1] - modes[0]) / 2
@@ -83,12 +83,12 @@ def test_samples_have_the_mixtures_moments():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: KnownMixture(torch.tensor(1.0)), ("modes", "()")),
-        (lambda: KnownMixture(tensor(1.0, math.nan)), ("modes", "nan")),
-        (lambda: KnownMixture(tensor(1.0, 2.0), tensor(1.0)), ("weights", "(2,)", "(1,)")),
-        (lambda: KnownMixture(tensor(1.0, 2.0), tensor(1.0, 0.0)), ("weights", "positive")),
-        (lambda: KnownMixture(tensor(1.0), variance=-0.1), ("variance", "-0.1")),
-        (lambda: KnownMixture(torch.zeros(1, 3), variance=torch.ones(2)), ("variance", "(3,)", "(2,)")),
+        (lambda: GaussianMixture(torch.tensor(1.0)), ("modes", "()")),
+        (lambda: GaussianMixture(tensor(1.0, math.nan)), ("modes", "nan")),
+        (lambda: GaussianMixture(tensor(1.0, 2.0), tensor(1.0)), ("weights", "(2,)", "(1,)")),
+        (lambda: GaussianMixture(tensor(1.0, 2.0), tensor(1.0, 0.0)), ("weights", "positive")),
+        (lambda: GaussianMixture(tensor(1.0), variance=-0.1), ("variance", "-0.1")),
+        (lambda: GaussianMixture(torch.zeros(1, 3), variance=torch.ones(2)), ("variance", "(3,)", "(2,)")),
         (lambda: THREE.draw(0, torch.Generator()), ("count", "0")),
     ],
 )

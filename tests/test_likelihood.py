@@ -11,9 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smlmtut import mixture
-from smlmtut.camera import Camera
-from smlmtut.likelihood import (
+from smlmtut.estimation import mixture
+from smlmtut.estimation.likelihood import (
     deviance,
     exact_log_likelihood,
     exact_score,
@@ -21,6 +20,7 @@ from smlmtut.likelihood import (
     surrogate_log_likelihood,
     surrogate_score,
 )
+from smlmtut.imaging.camera import Camera
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps

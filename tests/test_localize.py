@@ -17,12 +17,17 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from smlmtut import _account, fisher, kde, localize, metrics, pretrained, simulate
-from smlmtut.camera import Camera, to_photoelectrons
-from smlmtut.deepstorm import DeepSTORM, estimate_kde
-from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
-from smlmtut.localize import ProgressMismatch, localize_to_file
-from smlmtut.psf import PSF, Emitters
+from smlmtut.estimation import fisher
+from smlmtut.evaluation import localization
+from smlmtut.imaging import kde, simulate
+from smlmtut.imaging.camera import Camera, to_photoelectrons
+from smlmtut.imaging.psf import PSF, Emitters
+from smlmtut.io.movies import read_localizations, read_movie, write_localizations, write_movie
+from smlmtut.localize import movie as localize
+from smlmtut.localize import progress
+from smlmtut.localize.movie import ProgressMismatch, localize_to_file
+from smlmtut.networks import precision, pretrained
+from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
 
 CAMERA = Camera(2.0, 100.0, 12.0, saturation=65535, integer=True)
 
@@ -48,7 +53,7 @@ def movie(frames=5, shape=(20, 24), seed=0) -> np.ndarray:
 
 
 def table_of(*args, **kwargs) -> pd.DataFrame:
-    return pd.concat([table for _, table in localize.localize(*args, **kwargs)], ignore_index=True)
+    return pd.concat([table for _, table in localize.localize_movie(*args, **kwargs)], ignore_index=True)
 
 
 def assert_close(a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -196,8 +201,8 @@ def test_bf16_moves_a_position_by_little_of_its_standard_deviation(photons):
     spots = Emitters(u, v, torch.full_like(u, photons))
     frames = simulate.frames(spots, PSF(1.0), CAMERA, (20, 20), 5.0, generator)
     full, less = (table_of(frames, CAMERA, pretrained.load(), precision=p) for p in ("no", "bf16"))
-    found, same = (metrics.Points(table["frame"], table["u"], table["v"]) for table in (less, full))
-    pairs = metrics.pair(found, same, 100.0, 50.0)
+    found, same = (localization.Points(table["frame"], table["u"], table["v"]) for table in (less, full))
+    pairs = localization.match(found, same, 100.0, 50.0)
     assert len(pairs) == len(full) == len(less) >= 30
     bound = fisher.localization_bound(spots, PSF(1.0), CAMERA, (20, 20), 5.0)[:, :2]
     change = torch.stack([pairs.du, pairs.dv]).square().mean().sqrt()
@@ -207,7 +212,7 @@ def test_bf16_moves_a_position_by_little_of_its_standard_deviation(photons):
 @pytest.fixture
 def fast(monkeypatch):
     """A machine on which bf16 pays."""
-    monkeypatch.setattr(localize, "best_precision", lambda device: "bf16")
+    monkeypatch.setattr(precision, "best_precision", lambda device: "bf16")
 
 
 def test_auto_is_what_pays_here(fast):
@@ -228,7 +233,7 @@ def test_localizations_are_those_of_the_kde():
         y = estimate_kde(net, torch.from_numpy(frame.astype(np.float32))[None], CAMERA)
         found = kde.to_coordinates(y.double(), net.factor, net.sigma, 0.4, 0.5)
         expected.append(np.column_stack([np.full(len(found), i), found.u, found.v, found.height, found.mass]))
-    blocks = list(localize.localize(frames, CAMERA, net, 0.4, 0.5))
+    blocks = list(localize.localize_movie(frames, CAMERA, net, 0.4, 0.5))
     assert [done for done, _ in blocks] == [5]
     assert list(blocks[0][1]) == ["frame", "u", "v", "height", "mass"]
     assert_close(
@@ -240,11 +245,11 @@ def test_blocks_and_start(monkeypatch):
     frames, net = movie(), network()
     whole = table_of(frames, CAMERA, net)
     monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
-    blocks = list(localize.localize(frames, CAMERA, net))
+    blocks = list(localize.localize_movie(frames, CAMERA, net))
     assert [done for done, _ in blocks] == [2, 4, 5]
     assert all(table["frame"].between(done - 2, done - 1).all() for done, table in blocks)
     assert_close(pd.concat([table for _, table in blocks], ignore_index=True), whole)
-    later = list(localize.localize(frames, CAMERA, net, start=4))
+    later = list(localize.localize_movie(frames, CAMERA, net, start=4))
     assert [done for done, _ in later] == [5] and later[0][1].equals(blocks[2][1])
 
 
@@ -261,7 +266,7 @@ def test_arrays_tensors_and_files_are_alike(tmp_path):
 @pytest.mark.parametrize("suffix", [".csv", ".hdf5"])
 @pytest.mark.parametrize("rows_at_once", [7, 1 << 15])
 def test_the_file_is_the_one_that_write_localizations_makes(tmp_path, monkeypatch, suffix, rows_at_once):
-    monkeypatch.setattr(_account, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(progress, "ROWS_AT_ONCE", rows_at_once)
     frames, net = movie(2, (12, 12)), network()
     got, wanted = tmp_path / f"got{suffix}", tmp_path / f"wanted{suffix}"
     count = localize_to_file(got, frames, CAMERA, net, 108.0, progress=False)
@@ -293,11 +298,12 @@ KILLED = """
     import os, signal, sys
     import numpy as np, torch
     from pathlib import Path
-    from smlmtut import _account, localize
+    from smlmtut.localize import movie as localize
+    from smlmtut.localize import progress
     from test_localize import CAMERA, movie, network
 
     torch.set_num_threads(1)
-    localize.FRAMES_AT_ONCE, _account.ROWS_AT_ONCE = 2, 200
+    localize.FRAMES_AT_ONCE, progress.ROWS_AT_ONCE = 2, 200
     frames, net, path = movie(3, (12, 12)), network(), Path(sys.argv[1])
 
     def die_at(moment):
@@ -407,7 +413,7 @@ def test_a_run_in_bf16_goes_on_in_bf16(tmp_path, monkeypatch, fast):
     path = tmp_path / "locs.csv"
     with pytest.raises(ValueError, match="in frame 3"):
         localize_to_file(path, broken, precision="auto", **good)
-    monkeypatch.setattr(localize, "best_precision", lambda device: "no")
+    monkeypatch.setattr(precision, "best_precision", lambda device: "no")
     with pytest.raises(ProgressMismatch, match="precision was bf16, is no"):
         localize_to_file(path, frames, precision="auto", **good)
     first = spied(monkeypatch)

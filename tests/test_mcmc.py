@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from smlmtut.mcmc import effective_size, split_r_hat
+from smlmtut.posterior.convergence import effective_size, split_r_hat
 
 
 def autoregressive(chains: int, draws: int, memory: float, seed: int) -> torch.Tensor:

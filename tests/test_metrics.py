@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smlmtut.metrics import BORDER_NM, TOLERANCE_NM, Points, Positions, efficiency, inside, pair, score
-from smlmtut.psf import Emitters
+from smlmtut.evaluation.localization import BORDER_NM, TOLERANCE_NM, Points, Positions, efficiency, inside, match, score
+from smlmtut.imaging.psf import Emitters
 
 PIXEL = 100.0  # nm, so that the tolerance is 2.5 px
 NONE = Points([], [], [])
@@ -76,17 +76,17 @@ def listed(pairs):
 def test_the_nearest_pair_goes_first():
     """On a line: found at 1 and 2.4, truth at 2 and 4.8. Greedy takes 2.4–2 and leaves 1 without a partner."""
     found, truth = points((0, 1.0, 0), (0, 2.4, 0)), points((0, 2.0, 0), (0, 4.8, 0))
-    near = pair(found, truth, PIXEL)
+    near = match(found, truth, PIXEL)
     assert listed(near) == [(1, 0)]
     assert near.du.tolist() == pytest.approx([0.4]) and near.dv.tolist() == [0] and len(near) == 1
-    assert listed(pair(found, truth, PIXEL, assignment="optimal")) == [(0, 0), (1, 1)]  # two, at 1.0 and 2.4
+    assert listed(match(found, truth, PIXEL, assignment="optimal")) == [(0, 0), (1, 1)]  # two, at 1.0 and 2.4
 
 
 def test_the_optimum_minimizes_squares_not_distances():
     """Two pairs either way: 1.1 and √2 (sum 2.51, squares 3.21), or √5 and 0.1 (sum 2.34, squares 5.01)."""
     found, truth = points((0, 0, 0), (0, 1, 0)), points((0, 1.1, 0), (0, 2, 1))
-    assert listed(pair(found, truth, PIXEL, assignment="optimal")) == [(0, 0), (1, 1)]
-    assert listed(pair(found, truth, PIXEL)) == [(1, 0), (0, 1)]
+    assert listed(match(found, truth, PIXEL, assignment="optimal")) == [(0, 0), (1, 1)]
+    assert listed(match(found, truth, PIXEL)) == [(1, 0), (0, 1)]
 
 
 @pytest.mark.parametrize("count", [2, 5, 30])
@@ -94,44 +94,44 @@ def test_one_more_pair_is_worth_any_distance(count):
     """Found at 0, 2.5, …, truth at 2.5, 5, …: n − 1 pairs at no distance, or n with every one at the tolerance."""
     steps = np.arange(count)
     found, truth = Points(0 * steps, 2.5 * steps, 0 * steps), Points(0 * steps, 2.5 * (steps + 1), 0 * steps)
-    assert len(pair(found, truth, PIXEL)) == count - 1
-    assert sorted(listed(pair(found, truth, PIXEL, assignment="optimal"))) == [(k, k) for k in range(count)]
+    assert len(match(found, truth, PIXEL)) == count - 1
+    assert sorted(listed(match(found, truth, PIXEL, assignment="optimal"))) == [(k, k) for k in range(count)]
 
 
 def test_a_pair_is_within_one_frame():
     found, truth = points((0, 5, 5), (2, 5, 5), (-3, 1, 1)), points((1, 5, 5), (2, 5.5, 5), (-3, 1, 1), (10**12, 5, 5))
     for assignment in ("greedy", "optimal"):
-        assert set(listed(pair(found, truth, PIXEL, assignment=assignment))) == {(1, 1), (2, 2)}
+        assert set(listed(match(found, truth, PIXEL, assignment=assignment))) == {(1, 1), (2, 2)}
 
 
 def test_the_tolerance_is_included():
     """As in the challenge's program; 2.5 px is exact in binary."""
     truth = points((0, 0, 0))
-    assert len(pair(points((0, 2.5, 0)), truth, PIXEL)) == 1
-    assert len(pair(points((0, math.nextafter(2.5, 3), 0)), truth, PIXEL)) == 0
-    assert len(pair(points((0, 2.5, 0)), truth, PIXEL, tolerance_nm=249)) == 0
-    assert len(pair(points((0, 2.0, 2.0)), truth, PIXEL)) == 0  # the distance counts, not each axis
+    assert len(match(points((0, 2.5, 0)), truth, PIXEL)) == 1
+    assert len(match(points((0, math.nextafter(2.5, 3), 0)), truth, PIXEL)) == 0
+    assert len(match(points((0, 2.5, 0)), truth, PIXEL, tolerance_nm=249)) == 0
+    assert len(match(points((0, 2.0, 2.0)), truth, PIXEL)) == 0  # the distance counts, not each axis
 
 
 def test_equal_distances_go_by_row():
     """Four localizations at distance 1 from one emitter and from each other's: exact in binary, so a true tie."""
     found = points((0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
-    assert listed(pair(found, points((0, 0, 0)), PIXEL)) == [(0, 0)]
-    assert listed(pair(points((0, 0, 0)), found, PIXEL)) == [(0, 0)]
-    assert listed(pair(points((0, 0, 0), (0, 0, 0)), points((0, 0, 0), (0, 0, 0)), PIXEL)) == [(0, 0), (1, 1)]
+    assert listed(match(found, points((0, 0, 0)), PIXEL)) == [(0, 0)]
+    assert listed(match(points((0, 0, 0)), found, PIXEL)) == [(0, 0)]
+    assert listed(match(points((0, 0, 0), (0, 0, 0)), points((0, 0, 0), (0, 0, 0)), PIXEL)) == [(0, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_greedy_against_its_definition(seed):
     found, truth = scene(seed, 60, 70)
-    assert listed(pair(found, truth, PIXEL)) == greedy(found, truth, 2.5)
+    assert listed(match(found, truth, PIXEL)) == greedy(found, truth, 2.5)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_optimal_against_every_matching(seed):
     """Six by seven in a corner of 5 px: nearly all matchings are possible, and all are tried."""
     found, truth = scene(seed, 6, 7, frames=1 + seed % 2, size=5.0)
-    chosen = pair(found, truth, PIXEL, assignment="optimal")
+    chosen = match(found, truth, PIXEL, assignment="optimal")
     count, total = best(found, truth, 2.5)
     assert len(chosen) == count
     assert float(chosen.distance.square().sum()) == pytest.approx(total, rel=1e-12)  # rounding of a sum of squares
@@ -142,7 +142,7 @@ def test_optimal_finds_at_least_as_many(size):
     """From one crowded cluster a frame to nearly isolated pairs."""
     for seed in range(10):
         found, truth = scene(seed, 150, 120, size=size)
-        near, most = (pair(found, truth, PIXEL, assignment=a) for a in ("greedy", "optimal"))
+        near, most = (match(found, truth, PIXEL, assignment=a) for a in ("greedy", "optimal"))
         assert len(most) >= len(near)
         if len(most) == len(near):
             assert most.distance.square().sum() <= near.distance.square().sum() * (1 + 1e-12)
@@ -161,25 +161,25 @@ def test_order_and_origin_do_not_matter(seed, assignment):
     """Rows permuted, frames renumbered, all moved by a whole number of 1/1024 px (exact), axes and roles swapped."""
     rng = np.random.default_rng(seed)
     found, truth = (Points(p.frame, *(np.round(x * 1024) / 1024 for x in (p.u, p.v))) for p in scene(seed, 50, 40))
-    before = pair(found, truth, PIXEL, assignment=assignment)
+    before = match(found, truth, PIXEL, assignment=assignment)
     if len(set(before.distance.tolist())) < len(before):
         return  # a tie, which goes by row
     p, q = rng.permutation(50), rng.permutation(40)
     shift = rng.integers(-(2**20), 2**20, 2) / 1024
     moved = [Points(7 * x.frame[r] - 3, x.v[r] + shift[0], x.u[r] + shift[1]) for x, r in ((found, p), (truth, q))]
-    after = pair(moved[0], moved[1], PIXEL, assignment=assignment)
+    after = match(moved[0], moved[1], PIXEL, assignment=assignment)
     assert {(p[i], q[j]) for i, j in listed(after)} == set(listed(before))
-    roles = pair(truth, found, PIXEL, assignment=assignment)
+    roles = match(truth, found, PIXEL, assignment=assignment)
     assert {(i, j) for j, i in listed(roles)} == set(listed(before))
 
 
 def test_arrays_tensors_and_tables_agree():
     found, truth = scene(1, 40, 40)
-    expected = listed(pair(found, truth, PIXEL))
+    expected = listed(match(found, truth, PIXEL))
     tensors = [Points(*(torch.from_numpy(x) for x in (p.frame, p.u, p.v))) for p in (found, truth)]
     tables = [pd.DataFrame({"u": p.u, "v": p.v, "frame": p.frame}, index=np.arange(40) + 9) for p in (found, truth)]
-    assert listed(pair(tensors[0], tensors[1], PIXEL)) == expected
-    assert listed(pair(tables[0], tables[1], PIXEL)) == expected  # type: ignore[arg-type]
+    assert listed(match(tensors[0], tensors[1], PIXEL)) == expected
+    assert listed(match(tables[0], tables[1], PIXEL)) == expected  # type: ignore[arg-type]
     assert score(tables[0], tables[1], PIXEL) == score(found, truth, PIXEL)  # type: ignore[arg-type]
     assert score(tables[0], tables[1], PIXEL, (8, 8)) == score(found, truth, PIXEL, (8, 8))  # type: ignore[arg-type]
 
@@ -195,12 +195,12 @@ def test_points_of_emitters():
 def test_all_frames_at_once_or_one_by_one(assignment):
     """Frames far apart in number lie side by side in the tree; none may see another."""
     found, truth = scene(5, 5000, 6000, frames=50, size=20.0)
-    once = pair(found, truth, PIXEL, assignment=assignment)
+    once = match(found, truth, PIXEL, assignment=assignment)
     single = set()
     for frame in range(50):
         i, j = (np.flatnonzero(p.frame == frame) for p in (found, truth))
         few = [Points(p.frame[k], p.u[k], p.v[k]) for p, k in ((found, i), (truth, j))]
-        single |= {(i[a], j[b]) for a, b in listed(pair(few[0], few[1], PIXEL, assignment=assignment))}
+        single |= {(i[a], j[b]) for a, b in listed(match(few[0], few[1], PIXEL, assignment=assignment))}
     assert set(listed(once)) == single
 
 
@@ -333,14 +333,14 @@ def test_the_border_against_the_same_cut_by_hand():
 
 ONE = points((0, 1, 1))
 BAD = {
-    "assignment": (lambda: pair(ONE, ONE, PIXEL, assignment="nearest"), "assignment must be one of 'greedy'"),
-    "pixel": (lambda: pair(ONE, ONE, 0), "pixel_size_nm must be finite and positive, got 0"),
-    "tolerance": (lambda: pair(ONE, ONE, PIXEL, -1), "tolerance_nm must be finite and positive, got -1"),
-    "u": (lambda: pair(points((0, math.nan, 1)), ONE, PIXEL), "found.u must be finite, got nan"),
+    "assignment": (lambda: match(ONE, ONE, PIXEL, assignment="nearest"), "assignment must be one of 'greedy'"),
+    "pixel": (lambda: match(ONE, ONE, 0), "pixel_size_nm must be finite and positive, got 0"),
+    "tolerance": (lambda: match(ONE, ONE, PIXEL, -1), "tolerance_nm must be finite and positive, got -1"),
+    "u": (lambda: match(points((0, math.nan, 1)), ONE, PIXEL), "found.u must be finite, got nan"),
     "v": (lambda: score(ONE, points((0, 1, math.inf)), PIXEL), "truth.v must be finite, got inf"),
-    "length": (lambda: pair(ONE, Points([0], [1.0], [1.0, 2.0]), PIXEL), "truth.v must have the length of truth.u, 1"),
-    "frame": (lambda: pair(Points([0.5], [1.0], [1.0]), ONE, PIXEL), "found.frame must be whole numbers, got 0.5"),
-    "rank": (lambda: pair(Points(0, 1.0, 1.0), ONE, PIXEL), "found.frame must have 1 dimensions, got 0"),
+    "length": (lambda: match(ONE, Points([0], [1.0], [1.0, 2.0]), PIXEL), "truth.v must have the length of truth.u, 1"),
+    "frame": (lambda: match(Points([0.5], [1.0], [1.0]), ONE, PIXEL), "found.frame must be whole numbers, got 0.5"),
+    "rank": (lambda: match(Points(0, 1.0, 1.0), ONE, PIXEL), "found.frame must have 1 dimensions, got 0"),
     "border": (lambda: score(ONE, ONE, PIXEL, (64, 64), -1), "border_nm must be finite and not negative, got -1"),
     "no shape": (lambda: score(ONE, ONE, PIXEL, border_nm=450), "border_nm must be 0 where shape is None, got 450"),
     "no shape, nan": (lambda: score(ONE, ONE, PIXEL, border_nm=math.nan), "border_nm must be finite and not negative"),

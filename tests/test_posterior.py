@@ -6,14 +6,14 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from smlmtut import simulate
-from smlmtut.camera import Camera
-from smlmtut.fisher import localization_bound
-from smlmtut.fit import PARAMETERS
-from smlmtut.kde import kde
-from smlmtut.likelihood import surrogate_log_likelihood
-from smlmtut.posterior import Posterior, Prior, posterior, posteriors
-from smlmtut.psf import PSF, Emitters, expected_photons
+from smlmtut.estimation.fisher import localization_bound
+from smlmtut.estimation.fit import PARAMETERS
+from smlmtut.estimation.likelihood import surrogate_log_likelihood
+from smlmtut.imaging import simulate
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.posterior.one import Posterior, Prior, grid_posterior, grid_posteriors
 
 READ = 2.3**2  # e⁻²
 
@@ -57,7 +57,7 @@ def brute_force(frame, read, prior: Prior, ranges, counts):
     weight = torch.softmax(log_l, 0)
     pixel, place = torch.unique(theta[:, :2], dim=0, return_inverse=True)
     p = weight.new_zeros(len(pixel)).index_add_(0, place, weight)
-    y = kde(Emitters(pixel[:, :1], pixel[:, 1:], torch.ones(len(pixel), 1, dtype=torch.float64)), shape)[:, 0]
+    y = kde_image(Emitters(pixel[:, :1], pixel[:, 1:], torch.ones(len(pixel), 1, dtype=torch.float64)), shape)[:, 0]
     mean = torch.einsum("n,nhw->hw", p, y)
     variance = torch.einsum("n,nhw->hw", p, (y - mean) ** 2)
     log_evidence = float(torch.logsumexp(log_l, 0)) + math.log(volume) + prior.log_density(shape)
@@ -78,7 +78,7 @@ def test_brute_force_in_three_dimensions_with_a_map_of_the_read_noise(photons):
     theta = torch.tensor([[4.3, 3.6, photons, 4.0, 1.05]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)
     x = simulate.frames(emitters_of(theta), PSF(1.05), Camera(read_variance=read), (9, 10), 4.0, generator)[0]
-    p = posterior(x, read, prior)
+    p = grid_posterior(x, read, prior)
     # the midpoint rule with steps of 13/32 sd over ±6.5 sd: 1e-9 is left out, aliasing is far below
     log_evidence, mean, y, var = brute_force(x, read, prior, around(p, prior), (32, 32, 32, 1, 1))
     assert p.log_evidence == pytest.approx(log_evidence, abs=1e-6)
@@ -95,7 +95,7 @@ def test_brute_force_in_five_dimensions():
     theta = torch.tensor([[3.2, 2.7, 600.0, 6.0, 1.02]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(3)
     x = simulate.frames(emitters_of(theta), PSF(1.02), Camera(read_variance=READ), (7, 7), 6.0, generator)[0]
-    p = posterior(x, READ, prior)
+    p = grid_posterior(x, READ, prior)
     # 13 steps of 0.85 sd over ±5.5 sd: 2e-7 of the mass is left out, and the rule's aliasing, 2 exp(−2π²/.85²)
     # for independent parameters, is some 1e-6 for those of this frame, whose correlations reach 0.6
     log_evidence, mean, y, var = brute_force(x, READ, prior, around(p, prior, 5.5), (13, 13, 13, 13, 13))
@@ -116,7 +116,7 @@ def test_brute_force_where_the_prior_cuts(place):
     theta = torch.tensor([[u, v, 400.0, 5.0, 1.0]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(4)
     x = simulate.frames(emitters_of(theta), PSF(1.0), Camera(read_variance=READ), (9, 9), 5.0, generator)[0]
-    p = posterior(x, READ, prior)
+    p = grid_posterior(x, READ, prior)
     log_evidence, mean, y, var = brute_force(x, READ, prior, around(p, prior), (90, 90, 10, 1, 1))
     # the midpoint rule misjudges a straight edge by h²/24 of the slope (h = 0.15 sd), a curved one by cells cut in two:
     # 1e-3 of the mass; E and Var are at most 1 and 1/4 and change by that share
@@ -133,7 +133,7 @@ def test_a_grid_with_half_as_many_nodes_more_per_axis_changes_nothing(photons):
     theta = torch.tensor([[5.3, 2.8, photons, 8.0, 0.96]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(5)
     x = simulate.frames(emitters_of(theta), PSF(0.96), Camera(read_variance=READ), (10, 10), 8.0, generator)[0]
-    coarse, fine = posterior(x, READ, prior), posterior(x, READ, prior, resolution=1.5)
+    coarse, fine = grid_posterior(x, READ, prior), grid_posterior(x, READ, prior, resolution=1.5)
     for a, b in zip(coarse.kde_moments(), fine.kde_moments(), strict=True):
         assert float((a - b).abs().max()) < 2e-6  # DEPTH leaves out exp(−18) per sd of the edge, the rule about 1e-7
     assert coarse.log_evidence == pytest.approx(fine.log_evidence, abs=2e-6)
@@ -146,7 +146,7 @@ def test_bright_emitters_reach_the_cramer_rao_bound():
     x = simulate.frames(emitters_of(theta), PSF(1.0), Camera(read_variance=READ), (11, 11), 10.0, generator)[0]
     names = ["u", "v", "photons", "sigma", "background"]
     bound = localization_bound(emitters_of(theta), PSF(1.0), Camera(read_variance=READ), (11, 11), 10.0, names)[0]
-    sd = posterior(x, READ, prior).sd()
+    sd = grid_posterior(x, READ, prior).sd()
     for name, value in zip(names, bound.tolist(), strict=True):
         # corrections are of the order 1/√N = 0.3 %; but b has information from 121 pixels of 10 e⁻ only: 1/√1210 = 3 %
         assert sd[name] == pytest.approx(value, rel=0.1 if name == "background" else 0.01)
@@ -154,7 +154,7 @@ def test_bright_emitters_reach_the_cramer_rao_bound():
 
 def test_moments_of_the_kde_and_of_the_parameters_are_those_of_its_samples():
     _, frames = draw(1, Prior(photons=(200.0, 600.0)), (9, 9), seed=7)
-    p = posterior(frames[0], READ, Prior(photons=(200.0, 600.0)))
+    p = grid_posterior(frames[0], READ, Prior(photons=(200.0, 600.0)))
     n = 4000
     samples = p.sample(n, torch.Generator().manual_seed(8))
     assert samples.shape == (n, 5)
@@ -166,7 +166,7 @@ def test_moments_of_the_kde_and_of_the_parameters_are_those_of_its_samples():
         values, density = p.marginal(name)
         assert float(density.sum() * (values[1] - values[0])) == pytest.approx(1, abs=1e-5)
         assert kstest(p.cdf(name, samples[:500, i]).numpy(), "uniform").pvalue > 1e-6
-    y = kde(emitters_of(samples), (9, 9))[:, 0]
+    y = kde_image(emitters_of(samples), (9, 9))[:, 0]
     e, v = p.kde_moments()
     assert bool(((y.mean(0) - e).abs() <= 5 * (v / n).sqrt() + 3e-3 * e + 1e-6).all())
     level = [p.credible_level(float(a), float(b)) for a, b in samples[:500, :2]]
@@ -179,7 +179,7 @@ def test_samples_of_an_emitter_at_a_corner_follow_its_correlations():
     theta = torch.tensor([[-0.45, -0.4, 250.0, 3.0, 1.0]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(11)
     x = simulate.frames(emitters_of(theta), PSF(1.0), Camera(read_variance=READ), (9, 9), 3.0, generator)[0]
-    p, n = posterior(x, READ, prior), 8000
+    p, n = grid_posterior(x, READ, prior), 8000
     samples = p.sample(n, generator)
     columns = [("u", p.u), ("v", p.v)]
     for i, (name, values) in enumerate(columns):
@@ -207,8 +207,8 @@ def test_calibrated_over_frames_drawn_from_the_prior(case):
     open_names = [name for name, (low, high) in zip(PARAMETERS, bounds.tolist(), strict=True) if low < high]
     ranks: dict[str, list[float]] = {name: [] for name in [*open_names, "level"]}
     mean, error, variance = (torch.zeros(36, 36, dtype=torch.float64) for _ in range(3))
-    y = kde(emitters_of(theta), (9, 9))[:, 0]
-    for p, truth, image in zip(posteriors(frames, READ, prior), theta, y, strict=True):
+    y = kde_image(emitters_of(theta), (9, 9))[:, 0]
+    for p, truth, image in zip(grid_posteriors(frames, READ, prior), theta, y, strict=True):
         for name in open_names:
             ranks[name].append(float(p.cdf(name, float(truth[PARAMETERS.index(name)]))))
         ranks["level"].append(p.credible_level(float(truth[0]), float(truth[1])))
@@ -232,7 +232,7 @@ def test_two_equal_modes_are_both_found():
         (13, 13),
         6.0,
     )[0]
-    p = posterior(rate, READ, Prior(sigma=1.0))
+    p = grid_posterior(rate, READ, Prior(sigma=1.0))
     left = p.u < 6
     assert float(p.mass[left].sum()) == pytest.approx(0.5, abs=1e-6)
     assert p.mean()["u"] == pytest.approx(6, abs=1e-5)
@@ -243,7 +243,7 @@ def test_two_equal_modes_are_both_found():
 def test_log_density_is_likelihood_times_prior():
     prior = Prior(position=(1.0, 6.0, 2.0, 7.0))
     theta, frames = draw(1, prior, (9, 8), seed=10)
-    p = posterior(frames[0], READ, prior)
+    p = grid_posterior(frames[0], READ, prior)
     rate = expected_photons(emitters_of(theta), PSF(theta[:, 4:]), (9, 8), theta[:, 3])
     expected = surrogate_log_likelihood(frames[0], rate[0], Camera(read_variance=READ)).sum()
     assert float(p.log_density(theta)) == pytest.approx(float(expected) - math.log(25 * 1900 * 20 * 0.16), abs=1e-8)
@@ -259,14 +259,14 @@ def test_log_density_is_likelihood_times_prior():
         (lambda x: Prior(sigma=0.0), ("sigma", "positive", "0")),
         (lambda x: Prior(position=(1.0, 2.0)), ("position", "radius", "(1.0, 2.0)")),
         (lambda x: Prior(position=(1.0, 2.0, -3.0)), ("position", "area", "-3")),
-        (lambda x: posterior(x[None]), ("frame", "2 dimensions", "(1, 8, 8)")),
-        (lambda x: posterior(x * math.nan), ("frame", "finite", "nan")),
-        (lambda x: posterior(x - 9), ("frame", "not be negative", "-")),
-        (lambda x: posterior(x, -1.0), ("read_variance", "not negative", "-1")),
-        (lambda x: posterior(x, torch.ones(7, 8)), ("read_variance", "(8, 8)", "(7, 8)")),
-        (lambda x: posterior(x, 1.0, resolution=0.0), ("resolution", "positive", "0")),
-        (lambda x: list(posteriors(x)), ("frames", "3 dimensions", "(8, 8)")),
-        (lambda x: list(posteriors(x[None], torch.ones(2, 8, 8))), ("read_variance", "batch", "2")),
+        (lambda x: grid_posterior(x[None]), ("frame", "2 dimensions", "(1, 8, 8)")),
+        (lambda x: grid_posterior(x * math.nan), ("frame", "finite", "nan")),
+        (lambda x: grid_posterior(x - 9), ("frame", "not be negative", "-")),
+        (lambda x: grid_posterior(x, -1.0), ("read_variance", "not negative", "-1")),
+        (lambda x: grid_posterior(x, torch.ones(7, 8)), ("read_variance", "(8, 8)", "(7, 8)")),
+        (lambda x: grid_posterior(x, 1.0, resolution=0.0), ("resolution", "positive", "0")),
+        (lambda x: list(grid_posteriors(x)), ("frames", "3 dimensions", "(8, 8)")),
+        (lambda x: list(grid_posteriors(x[None], torch.ones(2, 8, 8))), ("read_variance", "batch", "2")),
         (lambda x: bright(x).cdf("sigma", 1.0), ("name", "leaves open", "'sigma'")),
         (lambda x: bright(x).cdf("gain", 1.0), ("name", "'u'", "'gain'")),
         (lambda x: bright(x).credible_level(math.nan, 1.0), ("u", "finite", "nan")),
@@ -284,4 +284,4 @@ def test_bad_input_is_named(call, says):
 
 
 def bright(x) -> Posterior:
-    return posterior(x, 1.0, Prior(background=5.0, sigma=1.0))
+    return grid_posterior(x, 1.0, Prior(background=5.0, sigma=1.0))

@@ -8,14 +8,15 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import kstest, poisson
 
-from smlmtut import _rj_chains, simulate
-from smlmtut.camera import Camera
-from smlmtut.distributions import LogUniform
-from smlmtut.kde import kde
-from smlmtut.likelihood import surrogate_log_likelihood
-from smlmtut.posterior import Prior, posterior
-from smlmtut.posterior_many import Draws, count_prior, posterior_many
-from smlmtut.psf import PSF, Emitters, expected_photons, pixel_integral
+from smlmtut.estimation.likelihood import surrogate_log_likelihood
+from smlmtut.imaging import simulate
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.distributions import LogUniform
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral
+from smlmtut.posterior import chains as markov
+from smlmtut.posterior.many import Draws, chain_posterior, count_prior
+from smlmtut.posterior.one import Prior, grid_posterior
 
 READ = 5.0  # e⁻²
 # short chains, many of them: quick in a small frame
@@ -38,11 +39,11 @@ def test_one_emitter_is_that_of_the_grid():
         *(torch.tensor(x, dtype=torch.float64)[:, None] for x in ([4.2, -0.2], [4.4, 3.0], [300.0, 700.0]))
     )
     frames = simulate.frames(truth, PSF(1.0), Camera(read_variance=READ), (9, 9), 5.0, generator(1))
-    drawn = posterior_many(frames, [0.0, 1.0], generator(2), READ, prior, **MANY)
+    drawn = chain_posterior(frames, [0.0, 1.0], generator(2), READ, prior, **MANY)
     mean, variance = drawn.kde_moments()
     assert torch.equal(drawn.count_probability(), torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64))
     for i in range(2):
-        exact = posterior(frames[i], READ, prior)
+        exact = grid_posterior(frames[i], READ, prior)
         for name, x in (
             ("u", drawn.u[..., 0]), ("v", drawn.v[..., 0]), ("photons", drawn.photons[..., 0]),
             ("background", drawn.background), ("sigma", drawn.sigma),
@@ -63,12 +64,12 @@ def test_odds_of_an_emitter_are_those_of_the_grid():
     prior = Prior((100.0, 900.0), (0.0, 12.0))
     truth = Emitters.single(4.2, 3.4, 110.0)
     frames = simulate.frames(truth, PSF(1.0), Camera(read_variance=READ), (9, 9), 11.0, generator(12))
-    exact = posterior(frames[0], READ, prior)
+    exact = grid_posterior(frames[0], READ, prior)
     b = 12 * (torch.arange(400, dtype=torch.float64) + 0.5) / 400  # steps of 0.03 e⁻, 1/12 of the width of p(b | x)
     log_none = surrogate_log_likelihood(frames[0], b[:, None, None], Camera(read_variance=READ)).sum((1, 2))
     log_odds = exact.log_evidence - float(log_none.logsumexp(0) - math.log(400))
     p = torch.softmax(torch.tensor([log_odds, 0.0], dtype=torch.float64), 0)  # so that both are as likely given x
-    drawn = posterior_many(frames, p, generator(13), READ, prior, **MANY)
+    drawn = chain_posterior(frames, p, generator(13), READ, prior, **MANY)
     assert abs(float(z_scores(drawn.count, 0.5))) < 5
     assert float(drawn.count_probability()[0, 1]) == pytest.approx(0.5, abs=0.05)
 
@@ -116,7 +117,7 @@ def test_two_emitters_on_a_line_are_those_of_quadrature(photons):
     p = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
     evidence, total, gap, square = quadrature(frame, prior, 6.0, photons)
     expected = p * evidence / (p * evidence).sum()
-    drawn = posterior_many(frame, p, generator(4), READ, prior, **MANY)
+    drawn = chain_posterior(frame, p, generator(4), READ, prior, **MANY)
     for k in range(3):
         if 0.02 < expected[k] < 0.98:  # a few events have no normal error; the next line holds for them
             assert abs(float(z_scores(drawn.count == k, float(expected[k])))) < 5, (k, expected)
@@ -133,8 +134,8 @@ def test_two_emitters_on_a_line_are_those_of_quadrature(photons):
 def test_known_number_of_emitters_is_the_conditional_of_the_unknown_one():
     truth = Emitters(*(torch.tensor([x], dtype=torch.float64) for x in ([3.0, 5.4], [4.0, 4.3], [500.0, 700.0])))
     frame = simulate.frames(truth, PSF(1.0), Camera(read_variance=READ), (9, 9), 5.0, generator(5))
-    known = posterior_many(frame, [0.0, 0.0, 1.0], generator(6), READ, **MANY)
-    unknown = posterior_many(frame, [0.0, 0.2, 0.6, 0.2], generator(7), READ, **MANY)
+    known = chain_posterior(frame, [0.0, 0.0, 1.0], generator(6), READ, **MANY)
+    unknown = chain_posterior(frame, [0.0, 0.2, 0.6, 0.2], generator(7), READ, **MANY)
     two = unknown.count[0] == 2
     assert float(two.double().mean()) > 0.5
     for a, b in ((known.photons, unknown.photons), (known.u, unknown.u)):
@@ -147,12 +148,12 @@ def test_known_number_of_emitters_is_the_conditional_of_the_unknown_one():
 @pytest.mark.parametrize("position", [None, (1.0, 6.5, 2.0, 5.0), (4.0, 4.0, 3.0)])
 def test_a_likelihood_of_nothing_gives_back_the_prior(position, monkeypatch):
     """Detailed balance of every move: the proposals follow the frame, only the likelihood does not count."""
-    monkeypatch.setattr(_rj_chains.Target, "log_likelihood", lambda self, rate: rate.new_zeros(len(rate)))
+    monkeypatch.setattr(markov.Target, "log_likelihood", lambda self, rate: rate.new_zeros(len(rate)))
     prior = Prior((100.0, 400.0), (0.0, 12.0), (0.92, 1.08), position)
     rate = expected_photons(Emitters.single(4.2, 3.9, 150.0), PSF(1.0), (8, 9), 5.0)
     frame = torch.poisson(rate, generator=generator(8))
     p = torch.tensor([0.1, 0.35, 0.3, 0.25], dtype=torch.float64)
-    drawn = posterior_many(frame, p, generator(9), READ, prior, **MANY)
+    drawn = chain_posterior(frame, p, generator(9), READ, prior, **MANY)
     for k in range(4):
         assert float(z_scores(drawn.count == k, float(p[k])).abs().max()) < 5, k
     bounds = prior.bounds((8, 9))
@@ -191,7 +192,7 @@ def test_calibrated_over_frames_drawn_from_the_prior():
     prior, p = Prior((150.0, 900.0), (1.0, 8.0)), torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64)
     count = 32
     emitters, background, sigma, frames = draw_scenes(count, p, prior, (7, 7), seed=10)
-    drawn = posterior_many(frames, p, generator(11), READ, prior, chains=16, draws=24, thin=4, burn_in=100)
+    drawn = chain_posterior(frames, p, generator(11), READ, prior, chains=16, draws=24, thin=4, burn_in=100)
     levels = drawn.credible_level(emitters, background, sigma)
     some = emitters.mask.any(1)
     light = (emitters.photons * emitters.mask).sum(1)
@@ -199,7 +200,7 @@ def test_calibrated_over_frames_drawn_from_the_prior():
     # the surrogate stands in for the exact mixture: its error is far below what so many frames can see
     for values in (levels, ranks, (drawn.background < background[:, None, None]).double().mean((1, 2))):
         assert kstest(values, "uniform").pvalue > 1e-4
-    y = kde(emitters, (7, 7))[:, 0]
+    y = kde_image(emitters, (7, 7))[:, 0]
     mean, variance = drawn.kde_moments()
     error = (y - mean).sum((1, 2)) / count  # the tower rule, summed over pixels
     spread = drawn.mass()[1] / count
@@ -216,7 +217,7 @@ def test_calibrated_over_frames_drawn_from_the_prior():
 def test_diagnostics_see_chains_that_have_not_arrived():
     rate = expected_photons(Emitters.single(4.2, 3.4, 800.0), PSF(1.0), (9, 9), 5.0)
     early, late = (
-        posterior_many(rate, [0.3, 0.4, 0.3], generator(14), READ, None, 32, draws, thin, burn_in)
+        chain_posterior(rate, [0.3, 0.4, 0.3], generator(14), READ, None, 32, draws, thin, burn_in)
         for draws, thin, burn_in in ((4, 1, 0), (20, 2, 40))
     )
     start = early.diagnostics(), late.diagnostics()
@@ -232,7 +233,7 @@ def test_diagnostics_see_chains_that_have_not_arrived():
 
 def small(seed: int = 1, **kwargs) -> Draws:
     frames = torch.full((2, 6, 7), 4.0, dtype=torch.float64)
-    return posterior_many(
+    return chain_posterior(
         frames, [0.5, 0.3, 0.2], generator(seed), READ, chains=4, draws=6, thin=1, burn_in=2, **kwargs
     )
 
@@ -241,7 +242,7 @@ def test_same_seed_same_draws_and_what_they_say_is_theirs():
     a, b, c = small(), small(), small(seed=2)
     assert torch.equal(a.u, b.u) and torch.equal(a.count, b.count) and not torch.equal(a.background, c.background)
     assert a.u.shape == (2, 4, 6, 2) and a.count.shape == a.sigma.shape == (2, 4, 6)
-    images = torch.stack([kde(a.emitters(i), (6, 7))[:, 0] for i in range(2)])  # (2, 24, 24, 28)
+    images = torch.stack([kde_image(a.emitters(i), (6, 7))[:, 0] for i in range(2)])  # (2, 24, 24, 28)
     mean, variance = a.kde_moments()
     torch.testing.assert_close(mean, images.mean(1))
     torch.testing.assert_close(variance, images.var(1, correction=0))
@@ -282,18 +283,18 @@ X = torch.full((2, 6, 6), 4.0)
 @pytest.mark.parametrize(
     "call, says",
     [
-        (lambda: posterior_many(X[0], [1.0], generator(1)), ("frames", "3 dimensions", "(6, 6)")),
-        (lambda: posterior_many(X * math.nan, [1.0], generator(1)), ("frames", "finite", "nan")),
-        (lambda: posterior_many(X - 5, [1.0], generator(1)), ("frames", "not be negative", "-1")),
-        (lambda: posterior_many(X, [1.0], generator(1), -1.0), ("read_variance", "not negative", "-1")),
-        (lambda: posterior_many(X, [1.0], generator(1), torch.ones(5, 6)), ("read_variance", "(6, 6)", "(5, 6)")),
-        (lambda: posterior_many(X, [0.5, 0.4], generator(1)), ("counts", "sum to 1", "0.9")),
-        (lambda: posterior_many(X, [1.5, -0.5], generator(1)), ("counts", "not negative", "-0.5")),
-        (lambda: posterior_many(X, [0.5, 0.0, 0.5], generator(1)), ("counts", "between", "0.5")),
-        (lambda: posterior_many(X, [1.0], generator(1), chains=5), ("chains", "even", "5")),
-        (lambda: posterior_many(X, [1.0], generator(1), draws=2), ("draws", "at least 4", "2")),
-        (lambda: posterior_many(X, [1.0], generator(1), thin=0), ("thin", "at least 1", "0")),
-        (lambda: posterior_many(X, [1.0], generator(1), burn_in=-1), ("burn_in", "at least 0", "-1")),
+        (lambda: chain_posterior(X[0], [1.0], generator(1)), ("frames", "3 dimensions", "(6, 6)")),
+        (lambda: chain_posterior(X * math.nan, [1.0], generator(1)), ("frames", "finite", "nan")),
+        (lambda: chain_posterior(X - 5, [1.0], generator(1)), ("frames", "not be negative", "-1")),
+        (lambda: chain_posterior(X, [1.0], generator(1), -1.0), ("read_variance", "not negative", "-1")),
+        (lambda: chain_posterior(X, [1.0], generator(1), torch.ones(5, 6)), ("read_variance", "(6, 6)", "(5, 6)")),
+        (lambda: chain_posterior(X, [0.5, 0.4], generator(1)), ("counts", "sum to 1", "0.9")),
+        (lambda: chain_posterior(X, [1.5, -0.5], generator(1)), ("counts", "not negative", "-0.5")),
+        (lambda: chain_posterior(X, [0.5, 0.0, 0.5], generator(1)), ("counts", "between", "0.5")),
+        (lambda: chain_posterior(X, [1.0], generator(1), chains=5), ("chains", "even", "5")),
+        (lambda: chain_posterior(X, [1.0], generator(1), draws=2), ("draws", "at least 4", "2")),
+        (lambda: chain_posterior(X, [1.0], generator(1), thin=0), ("thin", "at least 1", "0")),
+        (lambda: chain_posterior(X, [1.0], generator(1), burn_in=-1), ("burn_in", "at least 0", "-1")),
         (lambda: count_prior(-1, (6, 6)), ("most", "at least 0", "-1")),
         (lambda: count_prior(2, (6, 6), 0.0), ("density", "positive", "0")),
         (lambda: count_prior(2, (6, 6), margin=-1.0), ("margin", "not negative", "-1")),

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from smlmtut import pretrained
 from smlmtut.data import HashMismatch
-from smlmtut.deepstorm import DeepSTORM
-from smlmtut.io import TruncatedFile
-from smlmtut.pretrained import ArchitectureMismatch, card, describe, load, save, sha256
+from smlmtut.io.movies import TruncatedFile
+from smlmtut.networks import pretrained
+from smlmtut.networks.deepstorm import DeepSTORM
+from smlmtut.networks.pretrained import ArchitectureMismatch, card, describe, load, save, sha256
 
 ARGUMENTS = {"channels": 4, "dilations": (1, 2), "upsampled": (4, 2), "predicting": 1, "sigma": 1.5, "ceiling": 3.0}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 from torch import Tensor
 
-from smlmtut.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
 
 EPS = torch.finfo(torch.float64).eps
 ALL = ("u", "v", "photons", "sigma_u", "sigma_v", "background")

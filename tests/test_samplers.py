@@ -6,16 +6,16 @@ from functools import partial
 import pytest
 import torch
 
-from smlmtut.diffusion import NoiseSchedule, to_noise
-from smlmtut.known import KnownMixture
-from smlmtut.reverse import reverse_step
-from smlmtut.samplers import STREAM, ancestral, ddim, dpm_solver, sample
+from smlmtut.diffusion.gaussian_mixture import GaussianMixture
+from smlmtut.diffusion.process import reverse_step, to_noise
+from smlmtut.diffusion.samplers import STREAM, ancestral, ddim, dpm_solver, sample
+from smlmtut.diffusion.schedule import NoiseSchedule
 
 COSINE = NoiseSchedule.cosine(100)
 PUBLISHED = NoiseSchedule.linear(100, 1e-4, 1e-2)
 SDS = torch.tensor([0.02, 0.05, 0.1, 0.3, 1.0], dtype=torch.float64)
 MEAN = torch.tensor([0.5, -1.0, 0.0, 2.0, 0.3], dtype=torch.float64)
-GAUSSIAN = KnownMixture(MEAN[None], variance=SDS**2)  # five pixels, each with a sd of its own
+GAUSSIAN = GaussianMixture(MEAN[None], variance=SDS**2)  # five pixels, each with a sd of its own
 OPTIMAL = partial(ancestral, variance="optimal", data_variance=SDS**2, noise_at_last_step=True)
 SAMPLERS = {
     "beta": ancestral,
@@ -124,7 +124,7 @@ TABLE_C = [
 
 def two_modes(p):
     # −Σ(2 exp)/2 over the distance, the place of the empty image, is −2πσ²/(√π σ) = −LINE
-    return KnownMixture(torch.tensor([-LINE, 0.0], dtype=torch.float64), torch.tensor([1 - p, p]).double())
+    return GaussianMixture(torch.tensor([-LINE, 0.0], dtype=torch.float64), torch.tensor([1 - p, p]).double())
 
 
 def start_at(data, schedule, n, right):

@@ -14,12 +14,14 @@ from scipy import stats
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import pdist, squareform
 
-from smlmtut import recipes, scenes, structures
-from smlmtut.camera import Camera
-from smlmtut.distributions import LogNormal, LogUniform, Uniform, draw, highest, lowest
-from smlmtut.kde import kde
-from smlmtut.psf import PSF, expected_photons
-from smlmtut.scenes import Scene, draw_batch, step_generator
+from smlmtut._random import step_generator
+from smlmtut.imaging import scenes, structures
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.distributions import LogNormal, LogUniform, Uniform, draw, highest, lowest
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import PSF, expected_photons
+from smlmtut.imaging.scenes import Scene, draw_batch
+from smlmtut.networks import recipes
 
 RARE = 6e-7  # two-sided probability of 5 standard deviations
 N = 20_000
@@ -257,7 +259,7 @@ def test_expected_photons_are_the_psfs():
     batch = draw_batch(Scene(density=4.0, gradient=0.0), 20, (9, 11), generator(3))
     wanted = expected_photons(batch.emitters, PSF(batch.sigma[:, None]), (9, 11), batch.background[:, None, None])
     torch.testing.assert_close(batch.expected, wanted, rtol=1e-6, atol=1e-5)  # float32
-    assert torch.equal(batch.target(3, 1.2), kde(batch.emitters, (9, 11), 3, 1.2))
+    assert torch.equal(batch.target(3, 1.2), kde_image(batch.emitters, (9, 11), 3, 1.2))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (7, 12), (1, 5), (1, 1)])

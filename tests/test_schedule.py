@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 from torch.distributions import Normal, kl_divergence
 
-from smlmtut.schedule import BELOW_ONE, NoiseSchedule, from_log_snr, log_snr
+from smlmtut.diffusion.schedule import BELOW_ONE, NoiseSchedule, from_log_snr, log_snr
 
 PUBLISHED = NoiseSchedule.linear(100, 1e-4, 1e-2)
 COSINE = NoiseSchedule.cosine(100)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from smlmtut import simulate
-from smlmtut.camera import Camera
-from smlmtut.psf import PSF, Emitters, expected_photons
+from smlmtut.imaging import simulate
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 
 N = 20_000
 
@@ -97,14 +97,14 @@ def test_frames_have_the_cameras_mean_and_variance(quantum_efficiency):
 def test_pair_has_its_distance_centre_and_direction():
     separation = torch.tensor([0.0, 0.5, 3.0], dtype=torch.float64)
     angle = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
-    two = simulate.pair(separation, (4.0, 5.0), 250.0, angle)
+    two = simulate.emitter_pair(separation, (4.0, 5.0), 250.0, angle)
     du, dv = two.u[:, 1] - two.u[:, 0], two.v[:, 1] - two.v[:, 0]
     torch.testing.assert_close(torch.hypot(du, dv), separation, rtol=0, atol=1e-14)
     torch.testing.assert_close(torch.atan2(dv, du)[1:], angle[1:], rtol=0, atol=1e-14)
     torch.testing.assert_close(two.u.mean(1), torch.full((3,), 4.0).double(), rtol=0, atol=1e-14)
     torch.testing.assert_close(two.v.mean(1), torch.full((3,), 5.0).double(), rtol=0, atol=1e-14)
     assert float(two.photons.min()) == float(two.photons.max()) == 250
-    assert len(simulate.pair(1.0, (4.0, 5.0), 250.0)) == 1
+    assert len(simulate.emitter_pair(1.0, (4.0, 5.0), 250.0)) == 1
 
 
 def test_flat_fields_give_back_the_gain_by_photon_transfer():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from smlmtut import camera, simulate
-from smlmtut.psf import PSF, Emitters, expected_photons
-from smlmtut.spots import cut_spots, find_spots
+from smlmtut.estimation.spots import cut_spots, find_spots
+from smlmtut.imaging import camera, simulate
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 
 SIZE = 64
 SENSOR = camera.Camera(read_variance=2.3)

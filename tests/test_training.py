@@ -21,8 +21,11 @@ import pytest
 import torch
 from torch import nn
 
-from smlmtut import training
-from smlmtut.training import CheckpointMismatch, Settings, State, best_precision, follow, read_curve, train
+from smlmtut._random import step_generator
+from smlmtut.networks import training
+from smlmtut.networks.checkpoint import CHECKPOINT, CURVE, CheckpointMismatch, read_curve
+from smlmtut.networks.precision import best_precision
+from smlmtut.networks.training import Settings, State, follow, train
 
 SETTINGS = Settings(steps=12, batch=4, learning_rate=0.02, warmup=4, ema=0.7, checkpoint_every=5, log_every=3, seed=3)
 LONG = replace(SETTINGS, steps=400, shards=2, checkpoint_every=4, log_every=7)
@@ -66,7 +69,7 @@ def run(settings=SETTINGS, folder=None, network=None, **options) -> list[State]:
 
 
 def load(folder):
-    return torch.load(folder / training.CHECKPOINT, weights_only=True)
+    return torch.load(folder / CHECKPOINT, weights_only=True)
 
 
 def flat(content, path=""):
@@ -83,7 +86,7 @@ def assert_same(folder, other):
     for (place, a), (other_place, b) in zip(flat(load(folder)), flat(load(other)), strict=True):
         assert place == other_place
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, place
-    assert (folder / training.CURVE).read_bytes() == (other / training.CURVE).read_bytes()
+    assert (folder / CURVE).read_bytes() == (other / CURVE).read_bytes()
 
 
 # -- learning ----------------------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def test_it_learns_a_line():
 def test_the_first_step_is_adams():
     network = nn.Conv2d(1, 1, 1)
     before = torch.cat([p.detach().flatten() for p in network.parameters()])
-    batch = draw(4, training.step_generator(0, 0))
+    batch = draw(4, step_generator(0, 0))
     slope = torch.cat([g.flatten() for g in torch.autograd.grad(quiet_loss(network, batch), [*network.parameters()])])
     settings = Settings(steps=1, batch=4, learning_rate=0.01, warmup=0, weight_decay=0.1, clip=1e-3, precision="no")
     (state,) = run(settings, network=network, loss=quiet_loss)
@@ -187,9 +190,7 @@ def test_data_follow_from_seed_step_and_shard():
         return tensors
 
     run(replace(SETTINGS, shards=2), draw=recording)
-    wanted = [
-        float(draw(2, training.step_generator(3, step, shard))[0].sum()) for step in range(12) for shard in (0, 1)
-    ]
+    wanted = [float(draw(2, step_generator(3, step, shard))[0].sum()) for step in range(12) for shard in (0, 1)]
     assert seen == [(2, total) for total in wanted] and len(set(wanted)) == 24
 
 
@@ -214,10 +215,10 @@ def test_closed_early_it_goes_on_bit_by_bit(tmp_path, stop):
 def test_a_finished_run_is_left_alone(tmp_path):
     network = Tiny()
     run(SETTINGS, tmp_path, network)
-    before = (tmp_path / training.CHECKPOINT).stat().st_mtime_ns
+    before = (tmp_path / CHECKPOINT).stat().st_mtime_ns
     again = Tiny()
     assert run(SETTINGS, tmp_path, again) == []
-    assert (tmp_path / training.CHECKPOINT).stat().st_mtime_ns == before
+    assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == before
     for a, b in zip(network.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)  # the caller has the trained weights
 
@@ -306,10 +307,10 @@ def test_an_interrupt_leaves_a_whole_step(tmp_path, monkeypatch, place, saved):
 )
 def test_another_run_is_not_overwritten(tmp_path, settings, network, says):
     run(replace(SETTINGS, precision="no"), tmp_path)
-    before = (tmp_path / training.CHECKPOINT).read_bytes()
+    before = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(CheckpointMismatch, match=says):
         run(settings if settings.precision == "bf16" else replace(settings, precision="no"), tmp_path, network)
-    assert (tmp_path / training.CHECKPOINT).read_bytes() == before
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
 def test_how_often_to_save_may_change(tmp_path):
@@ -322,7 +323,7 @@ def test_how_often_to_save_may_change(tmp_path):
 
 
 PROCESSES = multiprocessing.get_context("forkserver")  # imports once for all of them
-PROCESSES.set_forkserver_preload(["smlmtut.training", "pytest"])
+PROCESSES.set_forkserver_preload(["smlmtut.networks.training", "pytest"])
 
 
 def start(*arguments):
@@ -337,7 +338,7 @@ def watch(folder: Path) -> int:
         step = load(folder)["step"]
     except FileNotFoundError:
         return 0
-    text = (folder / training.CURVE).read_text()
+    text = (folder / CURVE).read_text()
     assert text.endswith("\n") and all(len(line.split(",")) == 4 for line in text.splitlines())
     assert len(text.splitlines()) - 1 >= step // LONG.log_every  # the curve comes first
     return step
@@ -363,7 +364,7 @@ def test_killed_five_times_it_ends_where_it_would_have(tmp_path):
         kills += 1
     assert kills == 5 and step == LONG.steps
     assert_same(tmp_path / "whole", folder)
-    assert sorted(p.name for p in folder.iterdir()) == [training.CHECKPOINT, training.CURVE]
+    assert sorted(p.name for p in folder.iterdir()) == [CHECKPOINT, CURVE]
 
 
 @pytest.mark.parametrize("save", [1, 2])
@@ -376,13 +377,13 @@ def test_killed_while_it_writes(tmp_path, save):
     left = [p for p in folder.iterdir() if p.name.endswith(".part")]
     assert len(left) == 1 and left[0].stat().st_size > 0
     if save == 1:
-        assert not (folder / training.CHECKPOINT).exists()
+        assert not (folder / CHECKPOINT).exists()
     else:
         assert load(folder)["step"] == 5
     assert len(run(SETTINGS, folder)) == (12 if save == 1 else 7)
     run(SETTINGS, tmp_path / "whole")
     assert_same(tmp_path / "whole", folder)
-    assert sorted(p.name for p in folder.iterdir()) == [training.CHECKPOINT, training.CURVE]
+    assert sorted(p.name for p in folder.iterdir()) == [CHECKPOINT, CURVE]
 
 
 # -- several processes -------------------------------------------------------------------------------------

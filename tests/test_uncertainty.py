@@ -16,14 +16,16 @@ import torch
 from test_localize import CAMERA, Painted, movie, network
 from torch import Tensor
 
-from smlmtut import kde, samplers, uncertainty
-from smlmtut import localize as plain
-from smlmtut.camera import Camera, to_photoelectrons
-from smlmtut.cddpm import ConditionalDiffusion, few_calls
-from smlmtut.deepstorm import estimate_kde
-from smlmtut.io import read_localizations
-from smlmtut.psf import Emitters
-from smlmtut.uncertainty import ProgressMismatch, Settings
+from smlmtut.diffusion import samplers
+from smlmtut.imaging import kde
+from smlmtut.imaging.camera import Camera, to_photoelectrons
+from smlmtut.imaging.psf import Emitters
+from smlmtut.io.movies import read_localizations
+from smlmtut.localize import movie as plain
+from smlmtut.localize import uncertainty
+from smlmtut.localize.uncertainty import ProgressMismatch, Settings
+from smlmtut.networks.cddpm import ConditionalDiffusion, sampling_schedule
+from smlmtut.networks.deepstorm import estimate_kde
 
 DOTS: Any = Painted()  # ŷ is 1 on one super-resolved pixel of each bright camera pixel, and 0 elsewhere
 
@@ -155,7 +157,7 @@ def test_windows_change_nothing(shape, window, halo):
     assert len(table) == 16 * len(places) and (table["probability"] == 1).all() and table["u_sd"].max() == 0
     v, u = (torch.tensor([p[i] for p in places], dtype=torch.float64) for i in (0, 1))
     images = [
-        kde.kde(Emitters(u[None] + x, v[None] + y, torch.ones(1, len(u)).double()), shape)[0, 0]
+        kde.kde_image(Emitters(u[None] + x, v[None] + y, torch.ones(1, len(u)).double()), shape)[0, 0]
         for y in (-0.375, -0.125, 0.125, 0.375)
         for x in (-0.375, -0.125, 0.125, 0.375)
     ]
@@ -328,7 +330,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     import torch
-    from smlmtut import uncertainty
+    from smlmtut.localize import uncertainty
     from test_uncertainty import content, dots, to_file
 
     torch.set_num_threads(1)
@@ -388,7 +390,7 @@ def test_draw_is_the_sampler_frame_by_frame():
     frames = dots(3, (12, 16), [(6, 9)])
     drawn = list(uncertainty.draw(frames, Camera(), DOTS, Jitter(), Settings(samples=3), 1, 3))
     emitter = Emitters.single(kde.to_camera(37.0), kde.to_camera(25.0), 1.0)
-    wanted = kde.kde(emitter, (12, 16))[0].float().expand(3, -1, -1)
+    wanted = kde.kde_image(emitter, (12, 16))[0].float().expand(3, -1, -1)
     assert len(drawn) == 2
     for images in drawn:
         torch.testing.assert_close(images, wanted, atol=1e-6, rtol=0)
@@ -418,7 +420,7 @@ def test_a_diffusion_model_is_a_sampler():
     z = (drawn - y) / scale
     assert abs(float(z.mean())) < 4 / math.sqrt(z.numel())
     one = torch.ones(1, dtype=torch.float64)
-    *_, end = samplers.dpm_solver(lambda z, gamma, _: gamma.sqrt() * z, few_calls(), one)
+    *_, end = samplers.dpm_solver(lambda z, gamma, _: gamma.sqrt() * z, sampling_schedule(), one)
     assert 0.97 < end.y.item() < 1.03
     assert float(z.std()) == pytest.approx(end.y.item(), rel=4 / math.sqrt(2 * z.numel()))
     again = sample(20 * x, 4 * torch.ones_like(x), y, 40, torch.Generator().manual_seed(2))

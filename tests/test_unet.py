@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smlmtut.unet import ChannelNorm, SelfAttention, UNet, embed_log_snr
+from smlmtut.networks.unet import ChannelNorm, SelfAttention, UNet, embed_log_snr
 
 
 def generator(seed: int = 0) -> torch.Generator:

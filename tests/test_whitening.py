@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from smlmtut.kde import kde
-from smlmtut.psf import Emitters
-from smlmtut.whitening import (
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import Emitters
+from smlmtut.networks.whitening import (
     NARROWEST,
     READINGS,
     SCALE_AT_START,
@@ -25,14 +25,14 @@ def blob(tau: float = 0.0, u: float = 3.4, v: float = 3.9) -> torch.Tensor:
     """E[y] of a lone emitter whose position is Gaussian with sd tau (super-resolved px): (1, 1, 32, 32)."""
     wide = math.sqrt(1 + tau**2)
     one = torch.ones(1, 1, dtype=torch.float64)
-    return kde(Emitters(u * one, v * one, one), (8, 8), sigma=wide) / wide**2
+    return kde_image(Emitters(u * one, v * one, one), (8, 8), sigma=wide) / wide**2
 
 
 def drawn(tau: float, many: int, u: float = 3.4, v: float = 3.9) -> torch.Tensor:
     """KDEs of an emitter whose position is drawn: (many, 32, 32)."""
     generator = torch.Generator().manual_seed(0)
     u_drawn, v_drawn = (x + tau / 4 * torch.randn(many, 1, generator=generator, dtype=torch.float64) for x in (u, v))
-    return kde(Emitters(u_drawn, v_drawn, torch.ones_like(u_drawn)), (8, 8))[:, 0]
+    return kde_image(Emitters(u_drawn, v_drawn, torch.ones_like(u_drawn)), (8, 8))[:, 0]
 
 
 def about(image: torch.Tensor, u: float, v: float) -> float:
@@ -80,7 +80,7 @@ def test_sd_of_a_lone_emitter_is_the_closed_form(tau, place, by):
     """E[y²] is a Gaussian of variance ½ + τ² and height 1/(1 + 2τ²)."""
     mean, wide = blob(tau, *place), math.sqrt(0.5 + tau**2)
     one = torch.ones(1, 1, dtype=torch.float64)
-    square = kde(Emitters(place[0] * one, place[1] * one, one), (8, 8), sigma=wide) / (1 + 2 * tau**2)
+    square = kde_image(Emitters(place[0] * one, place[1] * one, one), (8, 8), sigma=wide) / (1 + 2 * tau**2)
     sd = lone_sd(mean, torch.tensor(tau**2, dtype=torch.float64), by)
     shown = mean > 0.05  # where logarithm and distance are not bounded
     torch.testing.assert_close(sd[shown], (square - mean**2).clamp(min=0).sqrt()[shown], rtol=1e-6, atol=1e-9)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from smlmtut import pretrained, recipes
-from smlmtut.cddpm import ConditionalDiffusion
-from smlmtut.deepstorm import DeepSTORM
-from smlmtut.training import Settings, read_average
+from smlmtut.networks import pretrained, recipes
+from smlmtut.networks.cddpm import ConditionalDiffusion
+from smlmtut.networks.checkpoint import read_average
+from smlmtut.networks.deepstorm import DeepSTORM
+from smlmtut.networks.training import Settings
 
 Make = Callable[[], DeepSTORM | ConditionalDiffusion]
 RUNS: dict[str, tuple[Make, Settings]] = {

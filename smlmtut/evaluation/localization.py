@@ -1,0 +1,276 @@
+"""Is the localization right: localizations paired with the truth, and scored as in the EPFL challenge of 2016.
+
+The definitions are those of Sage et al. (2019, Nature Methods 16:387) and of the program that ranked the entries,
+CompareLocalization3D: a localization and an emitter of one frame can be a pair where they are at most 250 nm
+apart, the nearest of all such pairs is taken first, and what is paired is taken once. Jaccard index, precision and
+recall count the pairs; the RMSE, the bias and the efficiency are about the pairs alone. No emitter is left out for
+its photons. Frames in which nothing is found count here as any other; that program stops at the last frame of
+the shorter table.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from .._validate import between, choice, finite, image_shape, non_negative, positive, rank
+from ..imaging.psf import Emitters
+
+TOLERANCE_NM = 250.0  # of the challenge, laterally
+BORDER_NM = 450.0  # of the challenge, for its frames of 6400 nm
+
+
+class Positions(Protocol):
+    """What has a frame, u and v, each (K,): a table of localizations, kde.Peaks, Points."""
+
+    @property
+    def frame(self) -> Any: ...
+    @property
+    def u(self) -> Any: ...
+    @property
+    def v(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Points:
+    """Positions u, v (K,) in camera pixels in frames (K,), whole numbers; arrays or tensors."""
+
+    frame: Any
+    u: Any
+    v: Any
+
+    @classmethod
+    def of(cls, emitters: Emitters) -> "Points":
+        """The emitters that are present, frame by frame; the frame is their row in the batch."""
+        return cls(emitters.mask.nonzero()[:, 0], emitters.u[emitters.mask], emitters.v[emitters.mask])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One-to-one pairs, the nearest first.
+
+    found, truth: (P,) int64, rows of the two arguments of `pair`.
+    du, dv: (P,) float64, found − truth in camera pixels; distance: their length.
+    """
+
+    found: Tensor
+    truth: Tensor
+    du: Tensor
+    dv: Tensor
+    distance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Counts and errors of the localizations of a movie.
+
+    found, truth, pairs: how many there are, outside the border.
+    precision: pairs / found, NaN where nothing is found. recall: pairs / truth, NaN where there is no truth.
+    jaccard: pairs / (found + truth − pairs), NaN where there is neither.
+    rmse_u_nm, rmse_v_nm, rmse_nm: root mean square error of the pairs by axis, and of their distance.
+    bias_u_nm, bias_v_nm: mean of found − truth over the pairs.
+    efficiency: of jaccard and rmse_nm, in per cent. Errors and efficiency are NaN where there is no pair.
+    """
+
+    found: int
+    truth: int
+    pairs: int
+    precision: float
+    recall: float
+    jaccard: float
+    rmse_u_nm: float
+    rmse_v_nm: float
+    rmse_nm: float
+    bias_u_nm: float
+    bias_v_nm: float
+    efficiency: float
+
+
+def match(
+    found: Positions,
+    truth: Positions,
+    pixel_size_nm: float,
+    tolerance_nm: float = TOLERANCE_NM,
+    assignment: str = "greedy",
+) -> Pairs:
+    """Pair localizations with emitters of the same frame that are at most tolerance_nm away.
+
+    assignment: "greedy", the nearest of all possible pairs first, as in the challenge; equal distances go by the
+        row in found, then in truth. "optimal", the largest number of pairs, and among those the smallest
+        sum of squared distances; its memory grows as the square of a cluster of possible pairs that share
+        ends, which is no larger than a frame.
+    Returns Pairs on the CPU.
+    Raises ValueError for positions that are not finite or differ in length, a frame that is not a whole number,
+    a pixel size or tolerance that is not positive, or another assignment.
+    """
+    choice("assignment", assignment, ("greedy", "optimal"))
+    reach = float(positive("tolerance_nm", tolerance_nm)) / float(positive("pixel_size_nm", pixel_size_nm))
+    frame, u, v = (np.concatenate(x) for x in zip(_arrays("found", found), _arrays("truth", truth), strict=True))
+    count = len(_array(found.u))
+    # all frames in one tree: they lie along a third axis, too far apart for a pair between two of them
+    layer = 2 * reach * np.unique(frame, return_inverse=True)[1]
+    places = np.column_stack([u, v, layer])
+    i, j = _neighbours(places[:count], places[count:], reach)
+    du, dv = u[i] - u[count + j], v[i] - v[count + j]
+    distance = np.hypot(du, dv)
+    order = np.lexsort((j, i, distance))
+    order = order[distance[order] <= reach]
+    chosen = order[(_greedy if assignment == "greedy" else _optimal)(i[order], j[order], distance[order] / reach)]
+    return Pairs(*(torch.from_numpy(x[chosen]) for x in (i, j, du, dv, distance)))
+
+
+def score(
+    found: Positions,
+    truth: Positions,
+    pixel_size_nm: float,
+    shape: tuple[int, int] | None = None,
+    border_nm: float = 0.0,
+    tolerance_nm: float = TOLERANCE_NM,
+    assignment: str = "greedy",
+    alpha: float = 1.0,
+) -> Scores:
+    """Score the localizations of a movie against its emitters.
+
+    shape: (H, W) of the frames. Localizations and emitters within border_nm of a frame's edge, or beyond it, are
+        taken out *before* the pairing, as in the challenge (which has border_nm = 450): an emitter just
+        inside whose localization falls just outside is missed. None: all count, and border_nm must be 0.
+    alpha: nm⁻¹, of the efficiency. Other arguments and errors as in `pair`.
+    Raises ValueError for a negative border, or one without shape or that leaves nothing of the frame.
+    """
+    if shape is not None:
+        found, truth = (inside(x, shape, pixel_size_nm, border_nm) for x in (found, truth))
+    elif non_negative("border_nm", border_nm) != 0:
+        raise ValueError(f"border_nm must be 0 where shape is None, got {border_nm:g}")
+    pairs = match(found, truth, pixel_size_nm, tolerance_nm, assignment)
+    there, seen = len(_array(truth.u)), len(_array(found.u))
+    jaccard = _ratio(len(pairs), there + seen - len(pairs))
+    du, dv = pixel_size_nm * pairs.du, pixel_size_nm * pairs.dv
+    # the mean of none is NaN in torch, without a warning
+    rmse_u, rmse_v, rmse = (x.mean().sqrt().item() for x in (du**2, dv**2, du**2 + dv**2))
+    return Scores(
+        found=seen,
+        truth=there,
+        pairs=len(pairs),
+        precision=_ratio(len(pairs), seen),
+        recall=_ratio(len(pairs), there),
+        jaccard=jaccard,
+        rmse_u_nm=rmse_u,
+        rmse_v_nm=rmse_v,
+        rmse_nm=rmse,
+        bias_u_nm=du.mean().item(),
+        bias_v_nm=dv.mean().item(),
+        efficiency=efficiency(jaccard, rmse, alpha),
+    )
+
+
+def inside(positions: Positions, shape: tuple[int, int], pixel_size_nm: float, border_nm: float = BORDER_NM) -> Points:
+    """The positions at least border_nm from the edges of a frame of shape (H, W); its edges are at −1/2 and W − 1/2.
+
+    Raises ValueError for a negative border or one that leaves nothing of the frame, and for bad positions.
+    """
+    height, width = image_shape("shape", shape)
+    border = float(non_negative("border_nm", border_nm)) / float(positive("pixel_size_nm", pixel_size_nm))
+    if 2 * border >= min(height, width):
+        raise ValueError(
+            f"border_nm must be below half of the frame, {0.5 * min(height, width) * pixel_size_nm:g} nm, "
+            f"got {border_nm:g}"
+        )
+    frame, u, v = _arrays("positions", positions)
+    least = border - 0.5
+    keep = (u >= least) & (u <= width - 1 - least) & (v >= least) & (v <= height - 1 - least)
+    return Points(frame[keep], u[keep], v[keep])
+
+
+def efficiency(jaccard: float, rmse_nm: float, alpha: float = 1.0) -> float:
+    """E = 100 − √((100 − 100 JI)² + (α RMSE)²) per cent: 100 is perfect, and it can be negative.
+
+    jaccard: in [0, 1]; rmse_nm: of the distances; alpha: nm⁻¹, 1 laterally in the challenge. NaN where either is.
+    Raises ValueError for a number out of range.
+    """
+    non_negative("alpha", alpha)
+    if math.isnan(jaccard) or math.isnan(rmse_nm):
+        return math.nan
+    between("jaccard", jaccard, 0, 1)
+    non_negative("rmse_nm", rmse_nm)
+    return 100 - math.hypot(100 - 100 * jaccard, alpha * rmse_nm)
+
+
+def _neighbours(found: NDArray, truth: NDArray, reach: float) -> tuple[NDArray, NDArray]:
+    """Rows (i, j) of all pairs nearer than reach, and of some at it: a little more, for the tree's rounding."""
+    if not len(found) or not len(truth):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    near = KDTree(found).sparse_distance_matrix(KDTree(truth), 1.001 * reach, output_type="ndarray")
+    return near["i"].astype(np.int64), near["j"].astype(np.int64)
+
+
+def _greedy(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:
+    """Which of the possible pairs are taken; they come sorted by distance.
+
+    A pair that is the nearest left for both its ends is one that greedy pairing takes, whatever happens elsewhere:
+    all such pairs are taken at once, what shares an end with them is struck out, and so on until none is left.
+    """
+    nearest_i, nearest_j = (np.zeros(x.max(initial=0) + 1, np.int64) for x in (i, j))
+    free_i, free_j = (np.ones(len(x), bool) for x in (nearest_i, nearest_j))
+    left, taken = np.arange(len(i)), [np.zeros(0, np.int64)]
+    while len(left):
+        nearest_i[i[left[::-1]]] = left[::-1]  # of several values for one place the last stays: the nearest
+        nearest_j[j[left[::-1]]] = left[::-1]
+        pairs = left[(nearest_i[i[left]] == left) & (nearest_j[j[left]] == left)]
+        free_i[i[pairs]] = free_j[j[pairs]] = False
+        left = left[free_i[i[left]] & free_j[j[left]]]
+        taken.append(pairs)
+    return np.sort(np.concatenate(taken))
+
+
+def _optimal(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:
+    """Which of the possible pairs are taken, by linear assignment in each connected part of their graph."""
+    if not len(i):
+        return np.zeros(0, np.int64)
+    (a, i), (b, j) = (np.unique(x, return_inverse=True) for x in (i, j))
+    graph = coo_array((np.ones(len(i)), (i, len(a) + j)), shape=(len(a) + len(b),) * 2)
+    part = connected_components(graph, directed=False)[1][i]
+    by_part = np.argsort(part, kind="stable")
+    taken = []
+    for edges in np.split(by_part, np.flatnonzero(np.diff(part[by_part])) + 1):
+        if len(edges) == 1:
+            taken.append(edges[0])
+            continue
+        (rows, r), (columns, c) = (np.unique(x[edges], return_inverse=True) for x in (i, j))
+        # one pair fewer costs more than all squared distances together, which are at most 1 each
+        cost = np.full((len(rows), len(columns)), min(len(rows), len(columns)) + 1.0)
+        edge = np.full(cost.shape, -1)
+        cost[r, c], edge[r, c] = distance[edges] ** 2, edges
+        best = edge[linear_sum_assignment(cost)]
+        taken.extend(best[best >= 0])
+    return np.sort(np.array(taken))
+
+
+def _arrays(name: str, positions: Positions) -> tuple[NDArray, NDArray, NDArray]:
+    """frame int64, u and v float64, each (K,), checked."""
+    frame, u, v = (_array(getattr(positions, x)) for x in ("frame", "u", "v"))
+    for key, value in (("frame", frame), ("u", u), ("v", v)):
+        rank(f"{name}.{key}", finite(f"{name}.{key}", value), 1)
+        if len(value) != len(u):
+            raise ValueError(f"{name}.{key} must have the length of {name}.u, {len(u)}, got {len(value)}")
+    if not (frame == np.floor(frame)).all():
+        raise ValueError(f"{name}.frame must be whole numbers, got {frame[frame != np.floor(frame)][0]:g}")
+    return frame.astype(np.int64), u.astype(np.float64), v.astype(np.float64)
+
+
+def _array(values: Any) -> NDArray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,93 @@
+"""Fixed numbers and distributions that the quantities of a scene are drawn from."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._validate import finite, positive, rank
+
+
+def _ordered(low: float, high: float) -> None:
+    if not finite("low", low) <= finite("high", high):
+        raise ValueError(f"low must be at most high, got low={low}, high={high}")
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Evenly between low and high. Raises ValueError where they are swapped or not finite."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _ordered(self.low, self.high)
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Float32 of that shape, on the generator's device."""
+        return self.low + (self.high - self.low) * torch.rand(
+            shape, generator=generator, dtype=torch.float32, device=generator.device
+        )
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Evenly in the logarithm between low > 0 and high. Raises ValueError where that is not so."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        positive("low", self.low)
+        _ordered(self.low, self.high)
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Float32 of that shape, on the generator's device."""
+        return Uniform(math.log(self.low), math.log(self.high)).draw(shape, generator).exp()
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """exp(Normal(log median, spread²)). Raises ValueError unless median and spread are positive."""
+
+    median: float
+    spread: float
+
+    def __post_init__(self) -> None:
+        positive("median", self.median)
+        positive("spread", self.spread)
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Float32 of that shape, on the generator's device."""
+        normal = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
+        return self.median * (self.spread * normal).exp()
+
+
+Distribution = float | Uniform | LogUniform | LogNormal
+
+
+def draw(distribution: Distribution, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Numbers of a distribution, or a fixed number, as float32 on the generator's device."""
+    if isinstance(distribution, Uniform | LogUniform | LogNormal):
+        return distribution.draw(shape, generator)
+    return torch.full(shape, float(distribution), dtype=torch.float32, device=generator.device)
+
+
+def number_or_distribution(name: str, value: Distribution) -> Distribution:
+    """Return value if it is a distribution or one finite number; ValueError otherwise."""
+    return value if isinstance(value, Uniform | LogUniform | LogNormal) else rank(name, finite(name, value), 0)
+
+
+def lowest(distribution: Distribution) -> float:
+    """The lower end of a distribution; the median of a log-normal one, which has no end above 0."""
+    if isinstance(distribution, LogNormal):
+        return distribution.median
+    return distribution.low if isinstance(distribution, Uniform | LogUniform) else float(distribution)
+
+
+def highest(distribution: Distribution) -> float:
+    """The upper end of a distribution, infinite for a log-normal one."""
+    if isinstance(distribution, LogNormal):
+        return math.inf
+    return distribution.high if isinstance(distribution, Uniform | LogUniform) else float(distribution)

@@ -1,0 +1,271 @@
+"""Kernel density estimates: the image of the emitters on a finer grid, its peaks, and a table rendered as one.
+
+Camera pixel coordinate u and super-resolved index s belong together by s = f (u + 1/2) − 1/2: the f·f
+super-resolved pixels tile the camera pixel, and in both grids a whole number is the centre of a pixel.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .._validate import choice, finite, image_shape, non_negative, positive, rank, whole
+from .psf import Emitters, pixel_integral
+
+Coordinate = TypeVar("Coordinate", float, np.ndarray, Tensor)
+REACH = 8  # a rendered Gaussian ends so many sd from its centre: 1.2e-15 lies beyond
+MASS_REACH = 4  # super-resolved pixels about a peak whose mass is counted as its own
+LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of `render`
+
+
+def to_super_resolved(position: Coordinate, factor: int = 4) -> Coordinate:
+    """Index on the super-resolved grid of a position in camera pixels: s = f (u + 1/2) − 1/2."""
+    return whole("factor", factor) * (position + 0.5) - 0.5
+
+
+def to_camera(index: Coordinate, factor: int = 4) -> Coordinate:
+    """Position in camera pixels of an index on the super-resolved grid: u = (s + 1/2) / f − 1/2."""
+    return (index + 0.5) / whole("factor", factor) - 0.5
+
+
+def kde_image(
+    emitters: Emitters,
+    shape: tuple[int, int],
+    factor: int = 4,
+    sigma: float = 1.0,
+    amplitude: str = "peak",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The sum of one Gaussian kernel per emitter, sampled at the centres of the super-resolved pixels: y.
+
+    y_k = a Σ_n w_n exp(−‖s_k − s_n‖² / 2 sigma²), over the emitters that are present.
+
+    shape: (H, W) of the camera frame; factor f: super-resolved pixels per camera pixel along each axis.
+    sigma: kernel width in super-resolved pixels.
+    amplitude: "peak", a = 1: a kernel at a pixel's centre reaches 1 there; "mass", a = 1 / (2π sigma²): a
+        kernel away from the border sums to 1, within some 4 exp(−2π² sigma²): 1.1e-8 at sigma = 1.
+    weights w: (B, E) tensor, for instance emitters.photons; None: 1.
+    Returns (B, 1, f·H, f·W), in the type and on the device of emitters.u. Kernels overlap by adding. Of an
+    emitter beyond the border only the tail that reaches the grid is seen.
+    Raises ValueError where sigma is not positive, factor is not a whole number ≥ 1, or weights has another
+    shape or is not finite.
+    """
+    height, width = image_shape("shape", shape)
+    positive("sigma", sigma)
+    choice("amplitude", amplitude, ("peak", "mass"))
+    weight = emitters.mask.to(emitters.u.dtype)  # (B, E)
+    if weights is not None:
+        if finite("weights", weights).shape != emitters.u.shape:
+            raise ValueError(
+                f"weights must have the emitters' shape {tuple(emitters.u.shape)}, got {tuple(weights.shape)}"
+            )
+        weight = weight * weights
+    if amplitude == "mass":
+        weight = weight / (2 * math.pi * sigma**2)
+    along_u = kernel(to_super_resolved(emitters.u, factor), sigma, factor * width)  # (B, E, fW)
+    along_v = kernel(to_super_resolved(emitters.v, factor), sigma, factor * height)  # (B, E, fH)
+    return torch.einsum("be,beh,bew->bhw", weight, along_v, along_u)[:, None]  # (B, 1, fH, fW)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Local maxima of a batch of KDEs, frame by frame.
+
+    frame: (K,) int64; u, v: (K,) camera pixels; height: (K,) of the KDE at the maximum's pixel; mass: (K,) KDE
+        summed about the maximum in units of one kernel's, so 1 for one emitter and about 2 for two in one blob.
+    """
+
+    frame: Tensor
+    u: Tensor
+    v: Tensor
+    height: Tensor
+    mass: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def to_coordinates(
+    y: Tensor, factor: int = 4, sigma: float = 1.0, threshold: float = 0.25, min_mass: float = 0.0
+) -> Peaks:
+    """Positions of the emitters that a KDE, or an estimate of one, shows.
+
+    Every local maximum among its eight neighbours above the threshold is one. Its position is refined by the
+    Gaussian through the sums of the three columns (for u) and of the three rows (for v) about it: exact for a
+    lone Gaussian blob of any width; at the border, where one of the three is missing, for one of sd sigma.
+    A pixel's mass belongs to the nearest maximum, at most 4 pixels away.
+
+    y: (B, 1, f·H, f·W), kernels of peak 1 and sd sigma (super-resolved pixels). threshold: lowest height;
+    min_mass: lowest mass. Raises ValueError for a value that is not finite, a wrong shape or a negative limit.
+    """
+    if rank("y", finite("y", y), 4).shape[1] != 1:
+        raise ValueError(f"y must have shape (B, 1, f·H, f·W), got {tuple(y.shape)}")
+    factor = whole("factor", factor)
+    if y.shape[-2] % factor or y.shape[-1] % factor:
+        raise ValueError(f"y must have sides that the factor {factor} divides, got {tuple(y.shape)}")
+    positive("sigma", sigma)
+    non_negative("threshold", threshold)
+    non_negative("min_mass", min_mass)
+    y = y.detach()[:, 0]  # (B, h, w)
+    height, width = y.shape[1:]
+    highest = (F.max_pool2d(y[:, None], 3, stride=1, padding=1)[:, 0] == y) & (y > threshold)
+    frame, row, column = highest.nonzero().T
+    down = along = torch.zeros_like(row)
+    equal = (_patches(F.pad(y, (1, 1, 1, 1), value=-math.inf), frame, row, column) == y[highest][:, None, None]).sum(
+        (1, 2)
+    )
+    if bool((equal > 1).any()):
+        frame, row, column, down, along = _plateaus(highest, equal)
+    # beyond the border lies what is on it
+    patch = _patches(F.pad(y[:, None], (1, 1, 1, 1), mode="replicate")[:, 0], frame, row, column)  # (K, 3, 3)
+    s_u = column + _vertex(patch.sum(1), column == 0, column == width - 1, sigma)
+    s_v = row + _vertex(patch.sum(2), row == 0, row == height - 1, sigma)
+    # two equal pixels have the maximum between them, as the Gaussian says; a longer plateau has it in its middle
+    u = to_camera(torch.where(along > 1, column + along / 2, s_u), factor)
+    v = to_camera(torch.where(down > 1, row + down / 2, s_v), factor)
+    mass = _mass(y, frame, row + down // 2, column + along // 2) / (2 * math.pi * sigma**2)
+    heavy = mass >= min_mass
+    return Peaks(*(x[heavy] for x in (frame, u, v, y[frame, row, column], mass)))
+
+
+def _patches(padded: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The 3 × 3 pixels about each one, of images (B, h + 2, w + 2) with a border: (K, 3, 3)."""
+    steps = torch.arange(3, device=padded.device)
+    return padded[frame[:, None, None], (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]]
+
+
+def _plateaus(highest: Tensor, equal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Groups of maxima that touch, and so are equal: frame, first row and column, rows and columns beyond that.
+
+    equal: (P,) pixels as high as each among it and its neighbours. Where some of them are no maxima, since
+    something higher is beside them, the group is a terrace and no maximum.
+    """
+    label = torch.arange(1, highest.numel() + 1, dtype=torch.float64, device=highest.device).reshape(highest.shape)
+    label, before = torch.where(highest, label, 0.0), highest.double()
+    while not torch.equal(label, before):  # the highest number spreads over its group
+        before = label
+        label = torch.where(highest, F.max_pool2d(label[:, None], 3, stride=1, padding=1)[:, 0], 0.0)
+    places = highest.nonzero()  # (P, 3)
+    terrace = _patches(F.pad(highest, (1, 1, 1, 1)), *places.T).sum((1, 2)) < equal  # (P,)
+    _, group = label[highest].unique(return_inverse=True)
+    index = group[:, None].expand(places.shape)
+    empty = places.new_zeros((int(group.max()) + 1, 3))
+    low = empty.scatter_reduce(0, index, places, "amin", include_self=False)
+    high = empty.scatter_reduce(0, index, places, "amax", include_self=False)
+    whole_group = torch.bincount(group, terrace.double()) == 0
+    frame, row, column = low[whole_group].T
+    _, down, along = (high - low)[whole_group].T
+    return frame, row, column, down, along
+
+
+def _inside(row: Tensor, column: Tensor, shape: torch.Size) -> Tensor:
+    """Whether a pixel lies on a grid of shape (..., h, w)."""
+    row = row if row.ndim == column.ndim else row[:, None]
+    return (row >= 0) & (row < shape[-2]) & (column >= 0) & (column < shape[-1])
+
+
+def _vertex(three: Tensor, no_low: Tensor, no_high: Tensor, sigma: float) -> Tensor:
+    """Centre of the Gaussian through three equally spaced values (K, 3), in steps from the middle one: (K,).
+
+    no_low, no_high: (K,) whether that one lies off the grid; then the Gaussian through the others has sd sigma.
+    """
+    below, middle, above = three.clamp(min=torch.finfo(three.dtype).tiny).log().unbind(-1)
+    low = torch.where(no_low, 2 * middle - above - sigma**-2, below)
+    high = torch.where(no_high, 2 * middle - below - sigma**-2, above)
+    bend = low - 2 * middle + high
+    return torch.where(bend < 0, (low - high) / (2 * bend).clamp(max=-1e-12), 0.0).clamp(-0.5, 0.5)
+
+
+def _mass(y: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Sum of y over the pixels that are nearer to each maximum than to the others and not too far: (K,)."""
+    height, width = y.shape[1:]
+    steps = torch.arange(-MASS_REACH, MASS_REACH + 1, device=y.device)
+    dy, dx = (d.flatten() for d in torch.meshgrid(steps, steps, indexing="ij"))
+    disc = dy**2 + dx**2 <= MASS_REACH**2
+    rows, columns = row[:, None] + dy[disc], column[:, None] + dx[disc]  # (K, M)
+    distance = (dy**2 + dx**2)[disc].expand(rows.shape)
+    inside = _inside(rows, columns, y.shape)
+    pixel = ((frame[:, None] * height + rows) * width + columns).clamp(0, y.numel() - 1)
+    # one number that orders by distance first and by maximum second: ties have one winner
+    order = distance * len(row) + torch.arange(len(row), device=y.device)[:, None]
+    order = torch.where(inside, order, torch.iinfo(torch.int64).max)
+    nearest = torch.full((y.numel(),), torch.iinfo(torch.int64).max, device=y.device)
+    nearest.scatter_reduce_(0, pixel.flatten(), order.flatten(), "amin")
+    own = inside & (nearest[pixel] == order)
+    return torch.where(own, y.flatten()[pixel], 0.0).sum(1)
+
+
+def render(
+    u: ArrayLike | Tensor,
+    v: ArrayLike | Tensor,
+    shape: tuple[int, int],
+    factor: int = 4,
+    sd: ArrayLike | Tensor | None = None,
+) -> Tensor:
+    """A table of localizations as a super-resolved image, each localization with mass 1.
+
+    u, v: (N,) positions in camera pixels. shape: (H, W) of the camera frame; factor: pixels per camera pixel.
+    sd: None, a histogram: each localization counts in the pixel it falls into; or a standard deviation in
+        camera pixels, one for all or (N,): each is a Gaussian, integrated over the super-resolved pixels.
+    Returns (f·H, f·W) float64, in main memory. The mass that falls outside the frame is not in the image:
+    the image's sum says how much is inside.
+    Raises ValueError where u, v or sd differ in length or are not finite, or sd is not positive.
+    """
+    height, width = (whole("factor", factor) * n for n in image_shape("shape", shape))
+    positions = [_on_host(x) for x in (u, v)]
+    for name, x in zip(("u", "v"), positions, strict=True):
+        finite(name, rank(name, x, 1))
+    if positions[0].shape != positions[1].shape:
+        raise ValueError(f"v must have the length of u, {len(positions[0])}, got {len(positions[1])}")
+    columns, rows = (to_super_resolved(x, factor) for x in positions)  # (N,)
+    if sd is None:
+        column, row = (torch.floor(x + 0.5).long() for x in (columns, rows))
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        flat = (row * width + column)[inside]
+        return torch.bincount(flat, minlength=height * width).double().reshape(height, width)
+    spread = _on_host(positive("sd", sd))
+    if rank("sd", spread, 0, 1).ndim and spread.shape != columns.shape:
+        raise ValueError(f"sd must be a number or have the length of u, {len(columns)}, got {len(spread)}")
+    spread = (factor * spread).expand(columns.shape)
+    image = torch.zeros(height * width, dtype=torch.float64)
+    order = spread.argsort()
+    reach = ((REACH * spread[order]).ceil().long() + 1).clamp(max=max(height, width)).tolist()  # px, rising
+    start = 0
+    while start < len(order):
+        stop = min(len(order), start + LOCALIZATIONS_AT_ONCE)
+        stop = start + max(1, min(stop - start, PIXELS_AT_ONCE // (2 * reach[stop - 1] + 1) ** 2))
+        block, far = order[start:stop], reach[stop - 1]
+        row, along_v = _window(rows[block], spread[block], far, height)
+        column, along_u = _window(columns[block], spread[block], far, width)
+        flat = row[:, :, None] * width + column[:, None, :]  # (n, window, window)
+        image.index_add_(0, flat.flatten(), (along_v[:, :, None] * along_u[:, None, :]).flatten())
+        start = stop
+    return image.reshape(height, width)
+
+
+def _window(position: Tensor, sd: Tensor, reach: int, size: int) -> tuple[Tensor, Tensor]:
+    """Pixels around each position and the share of its Gaussian in each, 0 for pixels off the grid: (n, window)."""
+    # a centre off the grid is moved to its edge: the window still covers all of the grid that the Gaussian reaches
+    first = torch.floor(position + 0.5).clamp(0, size - 1).long() - reach
+    pixels = first[:, None] + torch.arange(2 * reach + 1)
+    share = pixel_integral(position - first, sd, 2 * reach + 1)
+    on_grid = (pixels >= 0) & (pixels < size)
+    return torch.where(on_grid, pixels, 0), torch.where(on_grid, share, 0.0)
+
+
+def _on_host(values: ArrayLike | Tensor) -> Tensor:
+    """Numbers of any kind, a table's column among them, as a float64 tensor in main memory."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().double()
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
+def kernel(position: Tensor, sigma: float, size: int) -> Tensor:
+    """exp(−(k − position)² / 2 sigma²) for k = 0 … size − 1: (..., size)."""
+    pixels = torch.arange(size, dtype=position.dtype, device=position.device)
+    return torch.exp(-(((pixels - position[..., None]) / sigma) ** 2) / 2)

@@ -1,0 +1,221 @@
+"""The expected image of point emitters: a Gaussian integrated over square pixels (Eq. 10 and 11)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .._validate import choice, finite, image_shape, non_negative, positive, rank, whole
+
+EMITTER_PARAMETERS = ("u", "v", "photons", "sigma", "sigma_u", "sigma_v")
+
+
+@dataclass(frozen=True)
+class PSF:
+    """Gaussian point-spread function.
+
+    sigma: standard deviation in camera pixels, along u (columns) and, if sigma_v is None, along v (rows)
+        too; a float, or a tensor that broadcasts to (B, E): one value for each emitter.
+    sigma_v: standard deviation along v, for an elliptic PSF.
+    Raises ValueError unless both are finite and positive.
+    """
+
+    sigma: float | Tensor
+    sigma_v: float | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        positive("sigma", self.sigma)
+        if self.sigma_v is not None:
+            positive("sigma_v", self.sigma_v)
+
+    @property
+    def sigmas(self) -> tuple[float | Tensor, float | Tensor]:
+        """Standard deviations along (u, v)."""
+        return self.sigma, self.sigma if self.sigma_v is None else self.sigma_v
+
+
+@dataclass(frozen=True)
+class Emitters:
+    """A batch of B frames with up to E emitters each.
+
+    u, v: (B, E) position in camera pixels, u along columns, v along rows; (0, 0) is the centre of the first
+        pixel. A position outside the frame is allowed: its light still reaches the frame's edge.
+    photons: (B, E) expected photo-electrons of each emitter, summed over an infinite sensor.
+    present: (B, E) bool; False marks padding. None: all are present.
+    Raises ValueError where shapes differ, a number is not finite, or photons is negative.
+    """
+
+    u: Tensor
+    v: Tensor
+    photons: Tensor
+    present: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("u", "v", "photons"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} must be a tensor of shape (B, E), got {type(value).__name__}")
+            rank(name, value, 2)
+            if value.shape != self.u.shape:
+                raise ValueError(f"{name} must have the shape of u, {tuple(self.u.shape)}, got {tuple(value.shape)}")
+        finite("u", self.u)
+        finite("v", self.v)
+        non_negative("photons", self.photons)
+        if self.present is None:
+            object.__setattr__(self, "present", torch.ones_like(self.u, dtype=torch.bool))
+        elif self.present.shape != self.u.shape or self.present.dtype != torch.bool:
+            raise ValueError(
+                f"present must be bool of shape {tuple(self.u.shape)}, "
+                f"got {self.present.dtype} of shape {tuple(self.present.shape)}"
+            )
+
+    @classmethod
+    def single(cls, u: float, v: float, photons: float, dtype: torch.dtype = torch.float64) -> "Emitters":
+        """One frame with one emitter, from three numbers."""
+        return cls(*(torch.tensor([[x]], dtype=dtype) for x in (u, v, photons)))
+
+    def __len__(self) -> int:
+        return self.u.shape[0]
+
+    @property
+    def mask(self) -> Tensor:
+        """present as a tensor (it never is None after construction)."""
+        assert self.present is not None
+        return self.present
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Emitters":
+        """The same emitters on another device or in another floating-point type."""
+        u, v, photons = (x.to(device=device, dtype=dtype) for x in (self.u, self.v, self.photons))
+        return replace(self, u=u, v=v, photons=photons, present=self.mask.to(device=device))
+
+
+def pixel_integral(position: Tensor, sigma: float | Tensor, size: int, start: int = 0) -> Tensor:
+    """Share of a 1-D Gaussian that falls into each pixel of a row, Eq. 11 (upper limit of erf: z).
+
+    position: (...) centre in pixels; sigma: float or broadcastable to (...), pixels.
+    size: number of pixels; start: index of the first one. Pixel k covers [k − 1/2, k + 1/2].
+    Returns (..., size), in [0, 1], with full relative accuracy in both tails.
+    Raises ValueError where sigma is not positive or size is not a whole number ≥ 1.
+    """
+    lower, upper = _edges(position, positive("sigma", sigma), size, start)
+    right = lower + upper > 0  # mirror to the left of the emitter: there erfc keeps the tail's digits
+    lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
+    return 0.5 * (torch.special.erfc(-upper) - torch.special.erfc(-lower))  # (..., size)
+
+
+def pixel_integral_gradient(
+    position: Tensor, sigma: float | Tensor, size: int, start: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of Eq. 11 with respect to position and sigma, in closed form.
+
+    Arguments as pixel_integral. Returns two tensors (..., size), per pixel.
+    """
+    lower, upper = _edges(position, positive("sigma", sigma), size, start)
+    width = _column(sigma, position)
+    norm = 1 / (math.sqrt(2 * math.pi) * width)
+    at_lower, at_upper = norm * torch.exp(-(lower**2)), norm * torch.exp(-(upper**2))  # density at the edges
+    by_position = at_lower - at_upper
+    by_sigma = math.sqrt(2) * (lower * at_lower - upper * at_upper)
+    return by_position, by_sigma
+
+
+def expected_photons(
+    emitters: Emitters,
+    psf: PSF,
+    shape: tuple[int, int],
+    background: float | Tensor = 0.0,
+    origin: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """Expected photo-electrons ω of every pixel, Eq. 10 with its indices put right (erratum 5).
+
+    ω_k = b_k + Σ_n N_n ∫_k O(u − u_n) du ∫_k O(v − v_n) dv.
+
+    shape: (H, W) of the window; origin: (column, row) of its first pixel.
+    background: photo-electrons per pixel: a float, (B,), (H, W) or (B, H, W).
+    Returns (B, H, W), in the type and on the device of emitters.u.
+    Raises ValueError where the background is negative or has another shape.
+    """
+    height, width = image_shape("shape", shape)
+    sigma_u, sigma_v = psf.sigmas
+    along_u = pixel_integral(emitters.u, sigma_u, width, origin[0])  # (B, E, W)
+    along_v = pixel_integral(emitters.v, sigma_v, height, origin[1])  # (B, E, H)
+    photons = emitters.photons * emitters.mask  # (B, E)
+    rate = torch.einsum("be,beh,bew->bhw", photons, along_v, along_u)
+    return rate + background_image(background, (len(emitters), height, width), rate)  # (B, H, W)
+
+
+def rate_gradient(
+    emitters: Emitters,
+    psf: PSF,
+    shape: tuple[int, int],
+    parameters: Sequence[str] = ("u", "v", "photons", "background"),
+    origin: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """∂ω/∂θ in closed form for every parameter of every emitter, and for one shared background.
+
+    parameters: from "u", "v", "photons", "sigma" (an isotropic PSF), "sigma_u", "sigma_v" and "background".
+        "background" comes last. Each name but that stands once for every emitter.
+    Returns (B, P, H, W), P = E · (parameters of an emitter) + 1 if "background" is among them; emitter by
+    emitter: (u_1, v_1, N_1, u_2, …, b). Rows of emitters that are not present are zero.
+    Raises ValueError for an unknown, repeated or misplaced name.
+    """
+    height, width = image_shape("shape", shape)
+    own = _emitter_parameters(parameters)
+    sigma_u, sigma_v = psf.sigmas
+    eu = pixel_integral(emitters.u, sigma_u, width, origin[0])  # (B, E, W)
+    ev = pixel_integral(emitters.v, sigma_v, height, origin[1])  # (B, E, H)
+    du, su = pixel_integral_gradient(emitters.u, sigma_u, width, origin[0])
+    dv, sv = pixel_integral_gradient(emitters.v, sigma_v, height, origin[1])
+    photons = (emitters.photons * emitters.mask)[..., None, None]  # (B, E, 1, 1)
+    outer = lambda rows, columns: rows[..., :, None] * columns[..., None, :]  # (B, E, H, W)  # noqa: E731
+    image = {
+        "u": lambda: photons * outer(ev, du),
+        "v": lambda: photons * outer(dv, eu),
+        "photons": lambda: emitters.mask[..., None, None] * outer(ev, eu),
+        "sigma_u": lambda: photons * outer(ev, su),
+        "sigma_v": lambda: photons * outer(sv, eu),
+        "sigma": lambda: photons * (outer(ev, su) + outer(sv, eu)),
+    }
+    batch = len(emitters)
+    rows = torch.zeros(batch, 0, height, width, dtype=eu.dtype, device=eu.device)
+    if own:
+        rows = torch.stack([image[name]() for name in own], dim=2).reshape(batch, -1, height, width)
+    if "background" in parameters:
+        rows = torch.cat([rows, rows.new_ones(batch, 1, height, width)], dim=1)
+    return rows  # (B, P, H, W)
+
+
+def background_image(background: float | Tensor, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    """A background given as a float, (B,), (H, W) or (B, H, W) as a tensor that broadcasts to shape (B, H, W)."""
+    image = torch.as_tensor(non_negative("background", background), dtype=like.dtype, device=like.device)
+    rank("background", image, 0, 1, 2, 3)
+    fits = {0: (), 1: shape[:1], 2: shape[1:], 3: shape}[image.ndim]
+    if any(n not in (1, m) for n, m in zip(image.shape, fits, strict=True)):
+        raise ValueError(
+            f"background must be a number or have shape (B,), (H, W) or (B, H, W) with (B, H, W) = {shape}, "
+            f"got shape {tuple(image.shape)}"
+        )
+    return image[:, None, None] if image.ndim == 1 else image
+
+
+def _emitter_parameters(parameters: Sequence[str]) -> list[str]:
+    names = [choice("parameters", name, (*EMITTER_PARAMETERS, "background")) for name in parameters]
+    if len(set(names)) != len(names) or ("background" in names and names[-1] != "background") or not names:
+        raise ValueError(f"parameters must name each parameter once, with 'background' last, got {names}")
+    if "sigma" in names and ("sigma_u" in names or "sigma_v" in names):
+        raise ValueError(f"parameters must hold either 'sigma' or 'sigma_u' and 'sigma_v', got {names}")
+    return [name for name in names if name != "background"]
+
+
+def _edges(position: Tensor, sigma: float | Tensor, size: int, start: int) -> tuple[Tensor, Tensor]:
+    """Distances of the pixels' lower and upper edges from the emitter, in units of √2 sigma."""
+    pixels = torch.arange(start, start + whole("size", size), dtype=position.dtype, device=position.device)
+    distance = pixels - position[..., None]  # (..., size)
+    scale = math.sqrt(2) * _column(sigma, position)
+    return (distance - 0.5) / scale, (distance + 0.5) / scale
+
+
+def _column(sigma: float | Tensor, position: Tensor) -> Tensor:
+    return torch.as_tensor(sigma, dtype=position.dtype, device=position.device).expand(position.shape)[..., None]

@@ -1,0 +1,171 @@
+"""Training scenes: the prior from which frames with known truth are drawn without end, on the device that trains."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._validate import choice, image_shape, non_negative, positive, whole
+from . import structures
+from .camera import Camera, expose, to_photoelectrons
+from .distributions import Distribution, LogUniform, Uniform, draw, highest, lowest, number_or_distribution
+from .kde import kde_image
+from .psf import PSF, Emitters, expected_photons
+
+LAYOUTS = ("frame", "disc", *structures.NAMES)
+PER = ("emitter", "frame")
+
+# the reference scene of the book
+DENSITY = LogUniform(0.1, 8.0)  # emitters per µm²
+PHOTONS = Uniform(100.0, 2000.0)
+BACKGROUND = Uniform(0.0, 20.0)  # photons per pixel
+SIGMA = Uniform(0.92, 1.08)  # px
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a training frame may look like. Every number may be fixed or have a distribution.
+
+    density: emitters per µm², one value for each frame. photons: before the camera's quantum efficiency, drawn
+        per `photons_per` "emitter" or "frame". background: photons per pixel, per frame; gradient: its relative change
+        from one end of the frame to the other, in a random direction. sigma: PSF sd, px, per frame.
+    layout: where the emitters are: "frame", evenly, up to `margin` pixels beyond the border, whose light reaches
+        in; "disc", evenly on a disc about the centre (radius px), as in the paper; or a name of `structures`.
+    pixel_size_nm: turns the density into emitters per pixel.
+    camera: numbers, or the maps of a whole sensor: every frame then is a random part of it.
+    Raises ValueError for a value out of its range or an unknown name.
+    """
+
+    density: Distribution = DENSITY
+    photons: Distribution = PHOTONS
+    photons_per: str = "emitter"
+    background: Distribution = BACKGROUND
+    gradient: Distribution = 0.0
+    sigma: Distribution = SIGMA
+    layout: str = "frame"
+    margin: float = 3.0
+    radius: float = 6.5
+    pixel_size_nm: float = 108.0
+    camera: Camera = field(default_factory=Camera)
+
+    def __post_init__(self) -> None:
+        for name in ("density", "photons", "background", "gradient"):
+            non_negative(name, lowest(number_or_distribution(name, getattr(self, name))))
+        positive("sigma", lowest(number_or_distribution("sigma", self.sigma)))
+        if highest(self.gradient) > 2:
+            raise ValueError(f"gradient must be at most 2, where the background ends at 0, got {self.gradient}")
+        choice("photons_per", self.photons_per, PER)
+        choice("layout", self.layout, LAYOUTS)
+        non_negative("margin", self.margin)
+        positive("radius", self.radius)
+        positive("pixel_size_nm", self.pixel_size_nm)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames with their truth.
+
+    electrons: (B, 1, H, W) photo-electrons. read_variance: (B, 1, H, W) photo-electrons². emitters: (B, E).
+    sigma, background: (B,), the background at the frame's centre. expected: (B, H, W) photo-electrons ω.
+    """
+
+    electrons: Tensor
+    read_variance: Tensor
+    emitters: Emitters
+    sigma: Tensor
+    background: Tensor
+    expected: Tensor
+
+    def target(self, factor: int = 4, sigma: float = 1.0) -> Tensor:
+        """The KDE that a network is trained on: (B, 1, f·H, f·W), peak 1 for each emitter."""
+        shape = (self.electrons.shape[-2], self.electrons.shape[-1])
+        return kde_image(self.emitters, shape, factor, sigma)
+
+
+def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Batch:
+    """Draw frames from the prior, in float32, on the generator's device.
+
+    The same generator state gives the same batch. Raises ValueError where the camera's maps are smaller than
+    the frame, and what psf, camera and Scene raise.
+    """
+    height, width = image_shape("shape", shape)
+    batch = whole("batch", batch)
+    per_pixel = draw(scene.density, (batch,), generator) * (scene.pixel_size_nm / 1000) ** 2
+    u, v, present = draw_positions(scene, per_pixel, (height, width), generator)
+    photons = draw(scene.photons, u.shape if scene.photons_per == "emitter" else (batch, 1), generator)
+    return expose_batch(scene, Emitters(u, v, photons.expand(u.shape), present), (height, width), generator)
+
+
+def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], generator: torch.Generator) -> Batch:
+    """Frames of given emitters: only the PSF, the background, the part of the sensor and the noise are drawn.
+
+    Raises ValueError as draw_batch does.
+    """
+    height, width = image_shape("shape", shape)
+    batch = len(emitters)
+    sigma = draw(scene.sigma, (batch,), generator)
+    level = draw(scene.background, (batch,), generator)
+    background = level[:, None, None] * _slope(scene.gradient, batch, (height, width), generator)
+    expected = expected_photons(emitters, PSF(sigma[:, None]), (height, width), background)
+    camera = _part(scene.camera, batch, (height, width), generator)
+    electrons = to_photoelectrons(expose(expected, camera, generator), camera)
+    variance = torch.as_tensor(camera.read_variance_electrons, dtype=electrons.dtype, device=electrons.device)
+    return Batch(
+        electrons[:, None], variance.expand(electrons.shape)[:, None], emitters, sigma, level,
+        camera.quantum_efficiency * expected,
+    )  # fmt: skip
+
+
+def draw_positions(
+    scene: Scene, per_pixel: Tensor, shape: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the emitters of B frames are, by the scene's layout: u, v and present, (B, E) each.
+
+    per_pixel: (B,) mean number of emitters per pixel, of which each frame holds a Poisson number.
+    """
+    height, width = shape
+    if scene.layout in structures.NAMES:
+        return structures.draw(scene.layout, per_pixel, shape, generator)
+    if scene.layout == "disc":
+        area = math.pi * scene.radius**2
+    else:
+        area = (width + 2 * scene.margin) * (height + 2 * scene.margin)
+    counts = torch.poisson(per_pixel * area, generator=generator)
+    present = torch.arange(max(int(counts.max()), 1), device=counts.device) < counts[:, None]  # (B, E)
+    a, b = torch.rand((2, *present.shape), generator=generator, dtype=torch.float32, device=generator.device)
+    if scene.layout == "disc":
+        r, angle = scene.radius * a.sqrt(), 2 * math.pi * b  # the area inside r grows as r²
+        return (width - 1) / 2 + r * angle.cos(), (height - 1) / 2 + r * angle.sin(), present
+    span_u, span_v = width + 2 * scene.margin, height + 2 * scene.margin
+    return a * span_u - scene.margin - 0.5, b * span_v - scene.margin - 0.5, present
+
+
+def _slope(gradient: Distribution, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """(B, H, W): 1 at the centre, changing by `gradient` across the frame in a random direction."""
+    if gradient == 0.0:
+        return torch.ones(1, 1, 1, dtype=torch.float32, device=generator.device)
+    change = draw(gradient, (batch,), generator)
+    angle = 2 * math.pi * torch.rand(batch, generator=generator, dtype=torch.float32, device=generator.device)
+    along_u, along_v = (_across(n, generator.device) for n in (shape[1], shape[0]))
+    # |cos| + |sin| is the longest way across the square, from corner to corner
+    cos, sin = (x / (angle.cos().abs() + angle.sin().abs()) for x in (angle.cos(), angle.sin()))
+    along = cos[:, None, None] * along_u + sin[:, None, None] * along_v[:, None]  # (B, H, W), in [-1/2, 1/2]
+    return (1 + change[:, None, None] * along).clamp(min=0)  # rounding: 2 ends at −1e-7
+
+
+def _across(size: int, device: torch.device) -> Tensor:
+    """-1/2 to 1/2 along a side of the frame; 0 where it is one pixel."""
+    along = torch.linspace(-0.5, 0.5, size, dtype=torch.float32, device=device)
+    return along if size > 1 else torch.zeros_like(along)
+
+
+def _part(camera: Camera, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Camera:
+    """A random part of the sensor for each frame."""
+    if camera.shape is None:
+        return camera
+    free = [full - size for full, size in zip(camera.shape, shape, strict=True)]
+    if min(free) < 0:
+        raise ValueError(f"shape must fit the camera's maps {camera.shape}, got {shape}")
+    rows, columns = (torch.randint(n + 1, (batch,), generator=generator, device=generator.device) for n in free)
+    return camera.crops(rows, columns, shape)

@@ -1,0 +1,174 @@
+"""Scenes and frames, batched: emitters are drawn on the generator's device, and frames exposed there."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._validate import finite, image_shape, non_negative, positive, rank, whole
+from .camera import Camera, expose
+from .psf import PSF, Emitters, expected_photons
+
+Range = float | tuple[float, float]
+Count = int | tuple[int, int]
+
+
+def frames(
+    emitters: Emitters,
+    psf: PSF,
+    camera: Camera,
+    shape: tuple[int, int],
+    background: float | Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Raw frames of a batch of scenes: Eq. 10 for the expected photons, then the camera of Eq. 1.
+
+    emitters: photons is what reaches the sensor; with a quantum efficiency below 1 fewer become electrons.
+    background: photons per pixel: a float, (B,), (H, W) or (B, H, W).
+    Returns (B, H, W) ADU, in the type and on the device of emitters.u, which must be the generator's.
+    Raises ValueError where the devices differ, and what expected_photons and expose raise.
+    """
+    if emitters.u.device.type != generator.device.type:
+        raise ValueError(f"generator must be on the emitters' device {emitters.u.device}, got {generator.device}")
+    return expose(expected_photons(emitters, psf, shape, background), camera, generator)
+
+
+def uniform_on_disc(
+    batch: int,
+    count: Count,
+    radius: float,
+    center: tuple[float, float],
+    photons: Range,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float64,
+) -> Emitters:
+    """Emitters spread evenly over a disc, as the paper draws its training scenes.
+
+    count: emitters in every frame, or (fewest, most), both included, drawn anew for each frame.
+    radius, center (u, v): camera pixels. photons: a number, or (low, high) to draw from evenly.
+    Returns B frames of E = the largest possible count; present tells which of them are there.
+    Raises ValueError for a negative count, a radius that is not positive, or a range whose ends are swapped.
+    """
+    whole("batch", batch)
+    positive("radius", radius)
+    u0, v0 = _pair("center", center)
+    present = _counted(batch, count, generator)  # (B, E)
+    # the area inside r grows as r², so r / radius is the square root of a uniform number
+    r = radius * torch.rand(present.shape, generator=generator, dtype=dtype, device=generator.device).sqrt()
+    angle = _uniform("angle", (0.0, 2 * math.pi), present.shape, generator, dtype)
+    light = _photons(photons, present.shape, generator, dtype)
+    return Emitters(u0 + r * angle.cos(), v0 + r * angle.sin(), light, present)
+
+
+def uniform_in_frame(
+    batch: int,
+    shape: tuple[int, int],
+    photons: Range,
+    generator: torch.Generator,
+    count: Count | None = None,
+    density: float | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Emitters:
+    """Emitters spread evenly over the frame, [−1/2, W − 1/2] × [−1/2, H − 1/2].
+
+    count: as in uniform_on_disc; or density: emitters per camera pixel, so that each frame holds a Poisson
+        number of them with mean density · H · W. Exactly one of the two.
+    photons: a number, or (low, high) to draw from evenly.
+    Returns B frames of E = the largest count (at least 1); present tells which of them are there.
+    Raises ValueError where both or neither are given, or one is negative.
+    """
+    whole("batch", batch)
+    height, width = image_shape("shape", shape)
+    if count is not None and density is None:
+        present = _counted(batch, count, generator)
+    elif density is not None and count is None:
+        mean = torch.full((batch,), float(non_negative("density", density)) * height * width)
+        counts = torch.poisson(mean.double().to(generator.device), generator=generator).long()
+        present = _first(counts, int(counts.max()))
+    else:
+        raise ValueError(f"count or density must be given, and not both, got {count} and {density}")
+    u = _uniform("u", (-0.5, width - 0.5), present.shape, generator, dtype)
+    v = _uniform("v", (-0.5, height - 0.5), present.shape, generator, dtype)
+    return Emitters(u, v, _photons(photons, present.shape, generator, dtype), present)
+
+
+def emitter_pair(
+    separation: float | Tensor,
+    center: tuple[float, float],
+    photons: float,
+    angle: float | Tensor = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> Emitters:
+    """Two equal emitters about a centre, at −separation / 2 and +separation / 2 along a direction.
+
+    separation: camera pixels, a float or (B,); angle: radians from the u axis towards v, a float or (B,).
+    Returns (B, 2) emitters.
+    Raises ValueError for a negative separation or shapes that do not broadcast to (B,).
+    """
+    half = torch.as_tensor(non_negative("separation", separation), dtype=dtype) / 2
+    turn = torch.as_tensor(finite("angle", angle), dtype=dtype, device=half.device)
+    rank("separation", half, 0, 1)
+    rank("angle", turn, 0, 1)
+    if half.ndim and turn.ndim and half.shape != turn.shape:
+        raise ValueError(f"angle must have the length of separation, {len(half)}, got {len(turn)}")
+    u0, v0 = _pair("center", center)
+    sign = torch.tensor([-1.0, 1.0], dtype=dtype, device=half.device)
+    u = u0 + sign * torch.atleast_1d(half * turn.cos())[:, None]  # (B, 2)
+    v = v0 + sign * torch.atleast_1d(half * turn.sin())[:, None]
+    return Emitters(u, v, torch.full_like(u, float(non_negative("photons", photons))))
+
+
+def flat_fields(
+    levels: Tensor | list[float],
+    repeats: int,
+    camera: Camera,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Evenly lit frames for a photon-transfer calibration.
+
+    levels: (L,) expected photons per pixel; 0 gives dark frames. repeats: frames at each level.
+    Returns (L, repeats, H, W) ADU, float64, on the generator's device.
+    Raises ValueError where a level is negative, or shape is not that of the camera's maps.
+    """
+    light = torch.as_tensor(non_negative("levels", levels), dtype=torch.float64, device=generator.device)
+    rank("levels", light, 1)
+    height, width = image_shape("shape", shape)
+    rate = light[:, None, None, None].expand(-1, whole("repeats", repeats), height, width)
+    return expose(rate, camera, generator)
+
+
+def _counted(batch: int, count: Count, generator: torch.Generator) -> Tensor:
+    """Bool (B, E): the first `count` of each row."""
+    low, high = count if isinstance(count, tuple) else (count, count)
+    low, high = whole("count", low, 0), whole("count", high, 0)
+    if low > high:
+        raise ValueError(f"count must be (fewest, most), got {count}")
+    counts = torch.randint(low, high + 1, (batch,), generator=generator, device=generator.device)
+    return _first(counts, high)
+
+
+def _first(counts: Tensor, most: int) -> Tensor:
+    return torch.arange(max(most, 1), device=counts.device) < counts[:, None]  # (B, E)
+
+
+def _photons(photons: Range, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    ends = photons if isinstance(photons, tuple) else (photons, photons)
+    for end in ends:
+        non_negative("photons", end)
+    return _uniform("photons", (float(ends[0]), float(ends[1])), shape, generator, dtype)
+
+
+def _uniform(
+    name: str, ends: tuple[float, float], shape: torch.Size, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    low, high = ends
+    if low > high:
+        raise ValueError(f"{name} must be (low, high), got {ends}")
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
+
+
+def _pair(name: str, value: tuple[float, float]) -> tuple[float, float]:
+    if len(value) != 2:
+        raise ValueError(f"{name} must be two numbers (u, v), got {value!r}")
+    return float(finite(name, value[0])), float(finite(name, value[1]))

@@ -1,0 +1,110 @@
+"""Tables of localizations: ThunderSTORM's CSV and Picasso's HDF5, to and from camera pixels.
+
+The table is a pandas DataFrame, one row a localization. The columns that the package knows:
+
+frame                 whole number, 0 for the first frame of the movie
+u, v                  position in px along columns and rows; (0, 0) is the centre of the first pixel
+z_nm, z_sd_nm         axial position and its standard deviation, nm: there is no pixel along the axis
+photons               photo-electrons
+background            photo-electrons per pixel; background_sd: its standard deviation
+sigma                 PSF standard deviation, px; sigma_u, sigma_v where the PSF is elliptic
+u_sd, v_sd            claimed standard deviation of u and v, px
+
+frame, u and v must be there. Any other column, whatever its name, is kept as it is, both ways.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .._validate import positive, whole
+from . import picasso, thunderstorm
+from .columns import REQUIRED, column, demand, numbers
+
+CSV, HDF5 = (".csv",), (".hdf5", ".h5")
+
+
+def read_localizations(path: str | Path, pixel_size_nm: float | None = None, first_frame: int = 1) -> pd.DataFrame:
+    """Read a table of localizations: ThunderSTORM's .csv or Picasso's .hdf5.
+
+    pixel_size_nm: side of a camera pixel, needed for .csv. For .hdf5 it may be left out; where it is given
+        and the file states another, that is an error.
+    first_frame: the number of the first frame in a .csv: ThunderSTORM counts from 1, some writers from 0.
+    Returns the columns listed above in px and e-, then all others as they are. .csv: u = x / pixel − 0.5,
+        since ThunderSTORM's origin is the corner of the first pixel, not its centre; one uncertainty for
+        both axes becomes u_sd and v_sd. .hdf5: u = x, for Picasso's fits put 0 at the centre too. What
+        Picasso's metadata say is in table.attrs: height, width, frames, pixel_size_nm.
+    Raises ValueError for another suffix, a missing or doubled column, a frame that is not a whole number of
+    at least first_frame, a position that is not finite, a pixel size that is missing or not positive.
+    """
+    path = Path(path)
+    if _suffix(path) in CSV:
+        if pixel_size_nm is None:
+            raise ValueError(f"pixel_size_nm must be given to read positions in nm from {path}, got None")
+        table = thunderstorm.read(path, float(positive("pixel_size_nm", pixel_size_nm)))
+        return _counted(table, str(path), whole("first_frame", first_frame, 0))
+    table = picasso.read(path)
+    stated = table.attrs.get("pixel_size_nm")
+    if pixel_size_nm is not None:
+        positive("pixel_size_nm", pixel_size_nm)
+        if stated is not None and not np.isclose(stated, pixel_size_nm, rtol=1e-6, atol=0):
+            raise ValueError(f"pixel_size_nm must be {stated:g}, as {path} says, got {pixel_size_nm:g}")
+    return _counted(table, str(path), 0)
+
+
+def write_localizations(
+    path: str | Path,
+    table: pd.DataFrame,
+    pixel_size_nm: float,
+    shape: tuple[int, int] | None = None,
+    frames: int | None = None,
+    first_frame: int = 1,
+) -> None:
+    """Write a table of localizations: .csv as ThunderSTORM, .hdf5 with .yaml beside it as Picasso does.
+
+    table: the columns listed above; others are written under their own names.
+    pixel_size_nm: side of a camera pixel. first_frame: the number of the first frame in a .csv.
+    shape: (H, W) of the movie, frames: its length, for Picasso; None: from table.attrs, else the smallest
+        that hold the table.
+    Precision: .csv float64, a round trip changes u by less than 1e-12 (|u| + 1); .hdf5 float32 as Picasso
+        has it, 6e-8 |u|. Equal u_sd and v_sd become one column of a .csv. One sigma becomes two equal
+        columns of an .hdf5, and one again when it is read. Picasso itself leaves out rows with u < 0 or v < 0.
+    A file that is there is replaced only when all is written.
+    Raises ValueError for another suffix, a missing column, a frame that is not a whole number of at least 0,
+    a position that is not finite, a pixel size that is not positive, a movie too small for the table, or text
+    in a table for .hdf5.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    pixel = float(positive("pixel_size_nm", pixel_size_nm))
+    table = _counted(table, "table", 0)
+    if suffix in CSV:
+        thunderstorm.write(path, table, pixel, whole("first_frame", first_frame, 0))
+    else:
+        picasso.write(path, table, pixel, shape, frames)
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in CSV + HDF5:
+        raise ValueError(f"path must end in {', '.join(CSV + HDF5)}, got {str(path)!r}")
+    return suffix
+
+
+def _counted(table: pd.DataFrame, name: str, first_frame: int) -> pd.DataFrame:
+    """The table with frames counted from 0 as int64; ValueError where a frame or position is not allowed."""
+    demand(REQUIRED, table, name)
+    for wanted in REQUIRED:
+        values = numbers(column(table, wanted), wanted, Path(name)).astype(np.float64)
+        good, allowed = np.isfinite(values), "finite"
+        if wanted == "frame":
+            good &= (values == np.floor(values)) & (values >= first_frame)
+            allowed = f"a whole number of at least {first_frame}"
+        if not good.all():
+            row = int(np.argmin(good))
+            raise ValueError(
+                f"{wanted} must be {allowed} in {name}, got {values[row]:g} in row {row} "
+                f"({int((~good).sum())} of {len(values)} rows are not)"
+            )
+    return table.assign(frame=column(table, "frame").astype(np.int64) - first_frame)

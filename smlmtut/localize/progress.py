@@ -1,0 +1,196 @@
+"""A table that grows block by block in a file beside the one that it becomes, so that a killed run can go on.
+
+Images that are sums over the frames may grow with it.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import __version__
+from .._files import hdf5, replacing
+from .._validate import whole
+from ..imaging.camera import Camera
+from ..io.tables import CSV, write_localizations
+from ..networks.deepstorm import DeepSTORM
+
+COLUMNS = ("frame", "u", "v", "height", "mass")
+ROWS_AT_ONCE = 1 << 15  # of the table when it is written
+
+
+class ProgressMismatch(ValueError):
+    """A run that was broken off had another movie, camera, network or setting, or its record is damaged."""
+
+
+class ProgressFile:
+    """Localizations so far, in a file that only grows, and a record of how much of it counts.
+
+    columns: of the table. sums: None, or images, as they are before the first frame; what they have become lies in a
+        file with the number of frames in its name, so that the record tells which one counts.
+    beside: files that the caller writes at the end, for what a killed run leaves of them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: dict[str, Any],
+        resume: bool,
+        columns: Sequence[str] = COLUMNS,
+        sums: NDArray[np.float64] | None = None,
+        beside: Sequence[Path] = (),
+    ) -> None:
+        run = {**run, "columns": list(columns)}
+        self.path, self.run = path, json.loads(json.dumps(run))  # as it comes back from the record
+        self.columns, self.sums, self.beside = list(columns), sums, tuple(beside)
+        self.partial = path.with_name(f"{path.name}.partial")
+        self.record = path.with_name(f"{path.name}.progress.json")
+        self.scratch = path.with_name(f"{path.name}.part{path.suffix}")
+        self.frames = self.rows = 0
+        self._clean()
+        if resume and self.record.exists():
+            self._take_up()
+        else:
+            self.record.unlink(missing_ok=True)  # first: without a record the rows do not count
+            self.partial.unlink(missing_ok=True)
+            self._drop_sums()
+
+    def add(self, frames: int, table: pd.DataFrame, sums: NDArray[np.float64] | None = None) -> None:
+        """Take in a block that ends before frame `frames`: its rows, and what its frames add to the images."""
+        with open(self.partial, "ab") as file:
+            file.write(table[self.columns].to_numpy(np.float64).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        if sums is not None:
+            self.sums = sums if self.sums is None else self.sums + sums
+            with replacing(self._sums(frames)) as temporary, open(temporary, "wb") as file:
+                np.save(file, self.sums)
+                file.flush()
+                os.fsync(file.fileno())
+        self.frames, self.rows = frames, self.rows + len(table)
+        with replacing(self.record) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"frames": self.frames, "rows": self.rows, "run": self.run}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        self._drop_sums(self._sums(frames))
+
+    def finish(self, pixel: float, shape: tuple[int, int], frames: int) -> None:
+        """Write the table, a part of it at a time as `write_localizations` does, then clear away."""
+        write = _write_csv if self.path.suffix.lower() in CSV else _write_hdf5
+        write(self.path, self.scratch, self._tables(), self.rows, (pixel, shape, frames))
+        self.record.unlink()
+        self.partial.unlink()
+        self._drop_sums()
+        self._clean()
+
+    def _tables(self) -> Iterator[pd.DataFrame]:
+        """The rows, in parts; one part at least."""
+        for first in range(0, max(self.rows, 1), ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, self.rows - first) * len(self.columns)
+            values = np.fromfile(self.partial, np.float64, count, offset=self._bytes(first))
+            table = pd.DataFrame(values.reshape(-1, len(self.columns)), columns=self.columns)
+            yield table.astype({"frame": np.int64})
+
+    def _take_up(self) -> None:
+        try:
+            kept = json.loads(self.record.read_text(encoding="utf-8"))
+            before, frames, rows = kept["run"], whole("frames", kept["frames"]), whole("rows", kept["rows"], 0)
+            enough = self.partial.stat().st_size >= self._bytes(rows)
+            sums = None if self.sums is None else np.load(self._sums(frames))
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise ProgressMismatch(f"{self.record} is damaged: start anew. {error}") from error
+        if not enough:
+            raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} tells of: start anew")
+        other = [
+            f"{name} was {before.get(name)}, is {now}" for name, now in self.run.items() if before.get(name) != now
+        ]
+        if other:
+            raise ProgressMismatch(
+                f"{self.record} is of another run, go on with that one or start anew: {'; '.join(other)}"
+            )
+        self.frames, self.rows, self.sums = frames, rows, sums
+        os.truncate(self.partial, self._bytes(rows))  # rows of a block that was not yet recorded
+
+    def _clean(self) -> None:
+        """Remove what a run that was killed left of files it was just writing."""
+        sidecar = self.scratch.with_suffix(".yaml")
+        for file in (self.path, self.path.with_suffix(".yaml"), self.record, self.scratch, sidecar, *self.beside):
+            for left in self.path.parent.glob(f".{glob.escape(file.name)}.*.part"):
+                left.unlink(missing_ok=True)
+        for file in (self.scratch, sidecar):
+            file.unlink(missing_ok=True)
+
+    def _sums(self, frames: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.sums-{frames}.npy")
+
+    def _drop_sums(self, kept: Path | None = None) -> None:
+        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.sums-*.npy"):
+            if file != kept:
+                file.unlink(missing_ok=True)
+
+    def _bytes(self, rows: int) -> int:
+        return rows * len(self.columns) * 8
+
+
+def _write_csv(path: Path, scratch: Path, tables: Iterator[pd.DataFrame], rows: int, movie: tuple) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as out:
+        for table in tables:
+            write_localizations(scratch, table, movie[0])
+            text = scratch.read_bytes()
+            out.write(text.partition(b"\n")[2] if out.tell() else text)  # the header once
+
+
+def _write_hdf5(path: Path, scratch: Path, tables: Iterator[pd.DataFrame], rows: int, movie: tuple) -> None:
+    done = 0
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w") as out:
+            for table in tables:
+                write_localizations(scratch, table, *movie)
+                with hdf5(scratch) as part:
+                    locs = part["locs"]
+                    assert isinstance(locs, h5py.Dataset)
+                    if "locs" not in out:
+                        part.copy("metadata", out)
+                    target = out.require_dataset("locs", (rows,), locs.dtype)
+                    target[done : done + len(table)] = locs[...]
+                done += len(table)
+        with replacing(path.with_suffix(".yaml")) as sidecar:
+            sidecar.write_bytes(scratch.with_suffix(".yaml").read_bytes())
+
+
+def identity(movie: Any, camera: Camera, network: DeepSTORM) -> dict[str, Any]:
+    """What must not change in a run that goes on. Of the movie: its size, type, first and last frame."""
+    ends = [_bytes(movie[i : i + 1]) for i in (0, len(movie) - 1)]
+    weights = {name: x for name, x in network.state_dict().items()}
+    values = {f.name: getattr(camera, f.name) for f in fields(camera)}
+    return {
+        "version": __version__,
+        "movie": f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*ends)}",
+        "camera": _digest(*(part for name, x in values.items() for part in (name.encode(), _bytes(x)))),
+        "network": _digest(*(part for name, x in weights.items() for part in (name.encode(), _bytes(x)))),
+        "architecture": network.architecture,
+        "device": network.head.weight.device.type,
+    }
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]

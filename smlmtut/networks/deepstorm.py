@@ -1,0 +1,150 @@
+"""DeepSTORM: a convolutional network from a camera frame to the kernel density estimate of its molecules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._validate import choice, finite, positive, rank, whole
+from ..imaging.camera import Camera, to_photoelectrons
+from .precision import AUTOCAST
+
+INPUTS = 2  # stabilized signal, read noise
+SIGNAL_SCALE, NOISE_SCALE = 8.0, 4.0  # bring a typical spot and a noisy pixel to about 1
+ANSCOMBE = 3 / 8
+PIXELS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
+
+
+class DeepSTORM(nn.Module):
+    """The network φ in three modules: multi-scale context, upsampling by 4, prediction.
+
+    channels: features of the context module. dilations: one 3 × 3 convolution each, at the camera's resolution.
+    upsampled: features after each of the two nearest-neighbour resize-convolutions.
+    predicting: blocks of the prediction module. sigma: sd of the KDE's kernel that it is trained on,
+        super-resolved pixels. ceiling: the HardTanh's ±1 stands for a KDE of ±ceiling.
+    Raises ValueError where a number is not a whole one of at least 1, or there are not two `upsampled`.
+    """
+
+    factor = 4  # super-resolved pixels per camera pixel, along each axis
+
+    def __init__(
+        self,
+        channels: int = 64,
+        dilations: Sequence[int] = (1, 1, 2, 4, 2, 1),
+        upsampled: Sequence[int] = (32, 8),
+        predicting: int = 3,
+        sigma: float = 1.0,
+        ceiling: float = 4.0,
+    ) -> None:
+        super().__init__()
+        channels = whole("channels", channels)
+        dilations = [whole("dilations", d) for d in dilations]
+        if not dilations or len(upsampled) != 2:
+            raise ValueError(f"dilations needs one entry or more and upsampled two, got {dilations}, {upsampled}")
+        first, second = (whole("upsampled", n) for n in upsampled)
+        self.sigma, self.ceiling = positive("sigma", float(sigma)), positive("ceiling", float(ceiling))
+        self.architecture: dict[str, Any] = {
+            "channels": channels,
+            "dilations": dilations,
+            "upsampled": [first, second],
+            "predicting": whole("predicting", predicting),
+            "sigma": self.sigma,
+            "ceiling": self.ceiling,
+        }
+        self.stem = convolution(INPUTS, channels)
+        self.context = nn.ModuleList(convolution(channels, channels, d) for d in dilations)
+        self.resize = nn.ModuleList([convolution(channels, first), convolution(first, second)])
+        self.predict = nn.ModuleList(convolution(second, second) for _ in range(predicting))
+        self.head = nn.Conv2d(second, 1, 1)
+        # ŷ starts at 0: beyond ±1 the HardTanh has no slope, and a network that starts there never learns
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, electrons: Tensor, read_variance: Tensor | float) -> Tensor:
+        """ŷ of frames in photo-electrons.
+
+        electrons: (B, 1, H, W), any H and W; read_variance: photo-electrons², a number or broadcastable to it.
+        Returns (B, 1, 4H, 4W), an estimate of the KDE whose kernels have peak 1.
+        """
+        return self.ceiling * F.hardtanh(self.raw(electrons, read_variance))
+
+    def raw(self, electrons: Tensor, read_variance: Tensor | float) -> Tensor:
+        """What the HardTanh gets, (B, 1, 4H, 4W)."""
+        h = F.relu(self.stem(network_input(electrons, read_variance)), inplace=True)  # (B, C, H, W)
+        for layer in self.context:
+            h = h + F.relu(layer(h), inplace=True)
+        for layer in self.resize:
+            h = F.relu(layer(F.interpolate(h, scale_factor=2.0, mode="nearest")), inplace=True)  # ×2, ×4
+        for layer in self.predict:
+            h = h + F.relu(layer(h), inplace=True)
+        with torch.autocast(h.device.type, enabled=False):  # bf16's 8 bits make plateaus where ŷ has a peak
+            return self.head(h.to(self.head.weight.dtype))  # (B, 1, 4H, 4W)
+
+    @property
+    def reach(self) -> int:
+        """Camera pixels from a pixel to the farthest one that its ŷ can depend on, along an axis."""
+        fine = self.architecture["predicting"] / 4 + 1 / 4 + 1 / 2  # prediction at ×4, resize at ×4 and at ×2
+        return 1 + sum(self.architecture["dilations"]) + -int(-fine // 1)
+
+
+def network_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
+    """Frames as the network sees them: signal with unit noise everywhere, and each pixel's read noise.
+
+    s = 2 √(x + v + 3/8) − 2 √(v + 3/8): Anscombe's transform for Poisson and read noise, moved so that a dark
+    pixel is 0. A noisy pixel is thereby turned down, and the sd of s is about 1 at any brightness.
+
+    electrons: (B, 1, H, W); read_variance: a number or broadcastable to it. Returns (B, 2, H, W).
+    """
+    v = torch.as_tensor(read_variance, dtype=electrons.dtype, device=electrons.device)
+    dark = v + ANSCOMBE
+    # below −v − 3/8, some two read-noise sd under no light at all, a value tells nothing more
+    signal = 2 * (electrons + dark).clamp(min=0).sqrt() - 2 * dark.sqrt()
+    return torch.cat([signal / SIGNAL_SCALE, v.sqrt().expand_as(signal) / NOISE_SCALE], dim=1)
+
+
+@torch.no_grad()
+def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str = "no") -> Tensor:
+    """ŷ = φ(x) of raw frames.
+
+    adu: (B, H, W) of any size; camera: numbers, or maps of the frames' size. Computed where the network lies.
+    precision: "no", all in float32; "bf16" or "fp16", convolutions but for the last one in that type (autocast).
+    Returns (B, 1, 4H, 4W) float32 on the network's device.
+    Raises ValueError for a wrong rank, no frames, a value that is not finite, maps of another size, or an unknown
+    precision.
+    """
+    lower = AUTOCAST[choice("precision", precision, tuple(AUTOCAST))]
+    if rank("adu", adu, 3).numel() == 0:
+        raise ValueError(f"adu must hold at least one frame with pixels, got shape {tuple(adu.shape)}")
+    weight = network.head.weight
+    electrons = to_photoelectrons(finite("adu", adu), camera).to(weight.device, torch.float32)
+    variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float32, device=weight.device)
+    variance = variance.expand(electrons.shape)
+    many = max(1, PIXELS_AT_ONCE.get(weight.device.type, 1 << 16) // max(1, electrons[0].numel()))
+    split = zip(electrons.split(many), variance.split(many), strict=True)
+    with torch.autocast(weight.device.type, lower, enabled=lower is not None):
+        return torch.cat([network(x[:, None], v[:, None]) for x, v in split])
+
+
+class Convolution(nn.Conv2d):
+    """A convolution that stays in float32 where the CPU's bf16 kernel is wrong.
+
+    With dilation, more than 16 features and no multiple of 16 of them, oneDNN's gradient of the weights in bf16 and
+    channels_last is not a number (seen with torch 2.13 on a CPU with AVX512-bf16).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        wrong = self.dilation[0] > 1 and self.in_channels > 16 and self.in_channels % 16
+        if not wrong or input.device.type != "cpu":
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
+def convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
+    """A 3 × 3 convolution that keeps the frame's size, its weights scaled for a ReLU after it."""
+    layer = Convolution(inputs, outputs, 3, padding=dilation, dilation=dilation)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer

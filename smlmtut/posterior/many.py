@@ -1,0 +1,262 @@
+"""The posterior of a few emitters, their number unknown: Markov chains that jump between models (Green 1995).
+
+The likelihood is the surrogate of Eq. 2 in photo-electrons, as in `posterior`: x' = x + r² is Poisson with rate
+ω' = ω + r². The prior is p(K) Π_k p(u_k, v_k) p(N_k) · p(b) p(σ). Where it can be computed otherwise, tests hold the
+result against it: one emitter on the grid of `posterior`, two in one dimension by quadrature.
+
+Chains of one frame start far apart: one half without an emitter, or with the fewest that p(K) allows, the other half
+with the most, at random places. That they end up telling the same is what `Diagnostics` shows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.special import exp1, gammainc
+from torch import Tensor
+
+from .._validate import finite, image_shape, non_negative, positive, rank, whole
+from ..imaging.distributions import LogUniform
+from ..imaging.kde import kde_image, kernel, to_super_resolved
+from ..imaging.psf import Emitters
+from ..imaging.scenes import DENSITY
+from . import convergence
+from .chains import Chains
+from .one import Prior
+from .sweeps import keep_memory, run, target_of
+
+AT_ONCE = 512  # chains that run side by side: their rates are 1 MB at 16 × 16 pixels
+IMAGES_AT_ONCE = 512  # KDEs in memory
+
+
+def count_prior(
+    most: int,
+    shape: tuple[int, int],
+    density: float | LogUniform = DENSITY,
+    pixel_size_nm: float = 108.0,
+    margin: float = 0.0,
+) -> Tensor:
+    """p(K) for K = 0 … most where K is Poisson with mean density · area, cut at most and normalized.
+
+    most: largest K. shape: (H, W) of the frame; margin: px beyond its border where emitters are counted too.
+    density: emitters per µm², a number or LogUniform: then p(K) = ∫ Poisson(K; λ) dλ/λ / log(λ_high/λ_low) between
+        λ = density · area at its ends, which is (P(K, λ_high) − P(K, λ_low))/K with the incomplete gamma function P
+        for K > 0, and E_1(λ_low) − E_1(λ_high) for K = 0, both over the logarithm.
+    Returns (most + 1,) float64. Raises ValueError where a size is not positive, or most is not a whole number.
+    """
+    height, width = image_shape("shape", shape)
+    most = whole("most", most, 0)
+    side = positive("pixel_size_nm", pixel_size_nm) / 1000
+    area = (height + 2 * non_negative("margin", margin)) * (width + 2 * margin) * side**2  # µm²
+    if isinstance(density, LogUniform) and density.low < density.high:
+        low, high = density.low * area, density.high * area
+        terms = [exp1(low) - exp1(high), *((gammainc(k, high) - gammainc(k, low)) / k for k in range(1, most + 1))]
+        log_p = torch.tensor(terms, dtype=torch.float64).log()
+    else:
+        mean = positive("density", density.low if isinstance(density, LogUniform) else density) * area
+        log_p = torch.tensor([k * math.log(mean) - math.lgamma(k + 1) for k in range(most + 1)], dtype=torch.float64)
+    return torch.softmax(log_p, 0)
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What says whether the draws can be trusted; (B,) each, for K, the photons of all emitters, b and log p(x | θ).
+
+    r_hat: largest split-R̂. size: smallest effective number of draws. mean_difference: largest difference of E[y | x],
+    over the largest sd[y | x], between the chains that started with few emitters and those that started with many.
+    count_difference: largest difference of p(K | x) between them.
+    """
+
+    r_hat: Tensor
+    size: Tensor
+    mean_difference: Tensor
+    count_difference: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from p(K, u, v, N, b, σ | x) of B frames: C chains of S draws each, all float64.
+
+    u, v (px), photons (e⁻): (B, C, S, E), of which the first `count` (B, C, S) are emitters; the others are 0.
+    background (e⁻), sigma (px), log_likelihood: (B, C, S), the last in nats up to a constant of the frame.
+    The first half of the chains started with few emitters, the second with many.
+    acceptance: share of each kind of move that was accepted, (B,).
+    """
+
+    frames: Tensor
+    read_variance: Tensor
+    prior: Prior
+    count_prior: Tensor
+    u: Tensor
+    v: Tensor
+    photons: Tensor
+    count: Tensor
+    background: Tensor
+    sigma: Tensor
+    log_likelihood: Tensor
+    acceptance: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def count_probability(self) -> Tensor:
+        """p(K | x): (B, E + 1)."""
+        return _shares(self.count.flatten(1), len(self.count_prior))
+
+    def emitters(self, frame: int) -> Emitters:
+        """All C·S draws of one frame as a batch of scenes: (C·S, E)."""
+        return self._emitters(frame, slice(None))
+
+    def kde_moments(self, factor: int = 4, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
+        """E[y | x] and Var[y | x] of the kernel density estimate, as kde.kde draws it with peak 1: (B, f·H, f·W)."""
+        moments = [self._moments(i, slice(None), factor, sigma) for i in range(len(self))]
+        mean, variance = (torch.stack(x) for x in zip(*moments, strict=True))
+        return mean, variance
+
+    def kde_quantiles(self, levels: Sequence[float], factor: int = 4, sigma: float = 1.0) -> Tensor:
+        """Quantiles of every pixel of the kernel density estimate: (B, len(levels), f·H, f·W)."""
+        at = torch.as_tensor(levels, dtype=torch.float64, device=self.u.device)
+        if at.ndim != 1 or not bool(((at >= 0) & (at <= 1)).all()):
+            raise ValueError(f"levels must be a list of numbers in [0, 1], got {levels}")
+        shape = (self.frames.shape[1], self.frames.shape[2])
+        out = []
+        for i in range(len(self)):
+            images = kde_image(self.emitters(i), shape, factor, sigma).flatten(1)  # (CS, P)
+            ranked = images.sort(0).values
+            place = at * (len(ranked) - 1)
+            below, share = place.floor().long(), (place - place.floor())[:, None]
+            above = (below + 1).clamp(max=len(ranked) - 1)
+            out.append((ranked[below] * (1 - share) + ranked[above] * share).unflatten(1, (factor * shape[0], -1)))
+        return torch.stack(out)
+
+    def mass(self, factor: int = 4, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Mean and sd (B,) of the sum of y over all its pixels, 2π sigma² for each emitter away from the border."""
+        height, width = self.frames.shape[1:]
+        along_u = kernel(to_super_resolved(self.u, factor), positive("sigma", sigma), factor * width).sum(-1)
+        along_v = kernel(to_super_resolved(self.v, factor), sigma, factor * height).sum(-1)
+        total = (along_u * along_v * (self.photons > 0)).sum(-1).flatten(1)  # (B, CS)
+        return total.mean(1), total.std(1)
+
+    def credible_level(self, truth: Emitters, background: Tensor, sigma: Tensor) -> Tensor:
+        """Mass of the region of highest density that just holds the truth: (B,).
+
+        The region is {θ : p(x, θ) > p(x, truth)} over all K, p the density per px, e⁻ of N and b, and px of σ. Over
+        frames drawn from the prior it is uniform on [0, 1]. truth: (B, any); background, sigma: (B,).
+        Raises ValueError where the shapes differ, an emitter is outside the prior, or there are more than p(K) allows.
+        """
+        if len(truth) != len(self):
+            raise ValueError(f"truth must have the batch of frames, {len(self)}, got {len(truth)}")
+        present, most = truth.mask, len(self.count_prior) - 1
+        number = present.sum(1)
+        target = target_of(self.frames, self.read_variance, self.prior, self.count_prior)
+        u, v, photons = (x.double() for x in (truth.u, truth.v, truth.photons))
+        allowed = target.inside(u, v, photons) | ~present
+        if not bool(allowed.all()) or bool((number > most).any()):
+            raise ValueError(
+                f"truth must be within the prior and have at most {most} emitters, got {int(number.max())}"
+            )
+        emitters = torch.stack([u, v, torch.where(present, photons, 0.0)], 2)
+        chains = Chains.at(target, emitters, number, background.double(), sigma.double())
+        numbers = torch.arange(most + 1, device=target.log_count.device)
+        log_p = target.log_count - numbers * (target.log_area + target.log_photons)
+        own = chains.log_likelihood + log_p[number]
+        drawn = self.log_likelihood + log_p[self.count]
+        return (drawn > own[:, None, None]).double().flatten(1).mean(1)
+
+    def diagnostics(self, factor: int = 4, sigma: float = 1.0) -> Diagnostics:
+        """Split-R̂, effective size, and the agreement of the two kinds of starts."""
+        traces = [self.count.double(), self.photons.sum(-1), self.background, self.log_likelihood]
+        r_hat = torch.stack([convergence.split_r_hat(x) for x in traces]).amax(0)
+        size = torch.stack([convergence.effective_size(x) for x in traces]).amin(0)
+        half = self.u.shape[1] // 2
+        difference = []
+        for i in range(len(self)):
+            few, many = (self._moments(i, chains, factor, sigma) for chains in (slice(half), slice(half, None)))
+            spread = ((few[1] + many[1]) / 2).max().sqrt().clamp(min=1e-12)
+            difference.append((few[0] - many[0]).abs().max() / spread)
+        shares = [_shares(x.flatten(1), len(self.count_prior)) for x in (self.count[:, :half], self.count[:, half:])]
+        return Diagnostics(r_hat, size, torch.stack(difference), (shares[0] - shares[1]).abs().amax(1))
+
+    def _emitters(self, frame: int, chains: slice) -> Emitters:
+        u, v, photons = (x[frame, chains].flatten(0, 1) for x in (self.u, self.v, self.photons))
+        return Emitters(u, v, photons, photons > 0)
+
+    def _moments(self, frame: int, chains: slice, factor: int, sigma: float) -> tuple[Tensor, Tensor]:
+        emitters, shape = self._emitters(frame, chains), (self.frames.shape[1], self.frames.shape[2])
+        first = second = torch.zeros(())
+        for part in torch.arange(len(emitters)).split(IMAGES_AT_ONCE):
+            piece = Emitters(*(x[part] for x in (emitters.u, emitters.v, emitters.photons, emitters.mask)))
+            y = kde_image(piece, shape, factor, sigma)[:, 0]
+            first, second = first + y.sum(0), second + (y**2).sum(0)
+        mean = first / len(emitters)
+        return mean, (second / len(emitters) - mean**2).clamp(min=0)
+
+
+def chain_posterior(
+    frames: Tensor,
+    counts: Tensor | Sequence[float],
+    generator: torch.Generator,
+    read_variance: float | Tensor = 0.0,
+    prior: Prior | None = None,
+    chains: int = 32,
+    draws: int = 100,
+    thin: int = 4,
+    burn_in: int = 200,
+) -> Draws:
+    """Draws from the posterior of the emitters of each frame.
+
+    frames: (B, H, W) photo-electrons. counts: p(K) for K = 0 … E, for instance `count_prior`; [0, 0, 1] where two are
+        known to be there. read_variance: e⁻², a number, (H, W) or (B, H, W). prior: None stands for Prior().
+    chains: for each frame, an even number; draws: kept of each chain, every `thin` sweeps after `burn_in` sweeps, in
+        which the lengths of the steps adapt. A sweep is some ten moves.
+    Runs on the generator's device (tested on the CPU only). The same generator state and the same arguments give the
+    same draws.
+    Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
+    negative, does not sum to 1, or has a 0 between two others, which the chains could not cross.
+    """
+    rank("frames", finite("frames", frames), 3)
+    shape = image_shape("frames", (frames.shape[1], frames.shape[2]))
+    device = generator.device
+    variance = torch.as_tensor(non_negative("read_variance", read_variance), dtype=torch.float64, device=device)
+    if tuple(variance.shape) not in ((), shape, tuple(frames.shape)):
+        raise ValueError(
+            f"read_variance must be a number or have shape {shape} or {tuple(frames.shape)}, "
+            f"got {tuple(variance.shape)}"
+        )
+    frames = frames.detach().to(device, torch.float64)
+    variance = variance.expand(frames.shape)
+    if bool(((frames < 0) & (variance == 0)).any()):
+        raise ValueError(f"frames must not be negative where read_variance is 0, got {frames[variance == 0].min():g}")
+    counts = _count_probabilities(counts).to(device)
+    prior = Prior() if prior is None else prior
+    if whole("chains", chains, 2) % 2:
+        raise ValueError(f"chains must be even, one half for either start, got {chains}")
+    whole("draws", draws, 4)
+    whole("thin", thin)
+    whole("burn_in", burn_in, 0)
+    keep_memory()
+    parts = []
+    for piece in torch.arange(len(frames)).split(max(1, AT_ONCE // chains)):
+        target = target_of(frames[piece], variance[piece], prior, counts, chains)
+        parts.append(run(target, generator, chains, draws, thin, burn_in))
+    fields = {}
+    for name in parts[0][0]:
+        fields[name] = torch.cat([part[0][name].unflatten(0, (-1, chains)) for part in parts])
+    acceptance = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
+    return Draws(frames, variance, prior, counts, **fields, acceptance=acceptance)
+
+
+def _count_probabilities(counts: Tensor | Sequence[float]) -> Tensor:
+    p = torch.as_tensor(rank("counts", non_negative("counts", counts), 1), dtype=torch.float64)
+    if abs(float(p.sum()) - 1) > 1e-6:
+        raise ValueError(f"counts must be probabilities of K = 0, 1, … that sum to 1, got a sum of {float(p.sum()):g}")
+    possible = p.nonzero()[:, 0]
+    if len(possible) != int(possible[-1] - possible[0]) + 1:
+        raise ValueError(f"counts must not be 0 between two others, got {p.tolist()}")
+    return p[: int(possible[-1]) + 1]
+
+
+def _shares(count: Tensor, numbers: int) -> Tensor:
+    """Share of each number 0 … numbers − 1 in the rows of count (B, n): (B, numbers)."""
+    return (count[:, :, None] == torch.arange(numbers, device=count.device)).double().mean(1)
