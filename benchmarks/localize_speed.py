@@ -23,6 +23,7 @@ from smlmtut.evaluation import localization
 from smlmtut.imaging.camera import Camera
 from smlmtut.imaging.psf import PSF, Emitters
 from smlmtut.imaging.scenes import Batch, Scene, draw_batch, expose_batch
+from smlmtut.localize import localize_movie
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.deepstorm import DeepSTORM
 from smlmtut.networks.precision import best_precision

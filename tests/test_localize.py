@@ -22,7 +22,7 @@ from smlmtut.evaluation import localization
 from smlmtut.imaging import kde, simulate
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters
-from smlmtut.io.movies import read_localizations, read_movie, write_localizations, write_movie
+from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
 from smlmtut.localize import movie as localize
 from smlmtut.localize import progress
 from smlmtut.localize.movie import ProgressMismatch, localize_to_file

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from smlmtut.data import HashMismatch
-from smlmtut.io.movies import TruncatedFile
+from smlmtut.io import TruncatedFile
 from smlmtut.networks import pretrained
 from smlmtut.networks.deepstorm import DeepSTORM
 from smlmtut.networks.pretrained import ArchitectureMismatch, card, describe, load, save, sha256

@@ -20,7 +20,7 @@ from smlmtut.diffusion import samplers
 from smlmtut.imaging import kde
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import Emitters
-from smlmtut.io.movies import read_localizations
+from smlmtut.io import read_localizations
 from smlmtut.localize import movie as plain
 from smlmtut.localize import uncertainty
 from smlmtut.localize.uncertainty import ProgressMismatch, Settings
@@ -152,7 +152,7 @@ def test_windows_change_nothing(shape, window, halo):
     places = [(row, column) for row in range(1, shape[0], 4) for column in range(2, shape[1], 4)]
     frames = np.concatenate([dots(1, shape, places, value) for value in range(1, 17)])  # everywhere in their pixels
     table, sums = localized(frames, samples=2, window=window, halo=halo)
-    expected = pd.concat([t for _, t in plain.localize(frames, Camera(), DOTS)], ignore_index=True)
+    expected = pd.concat([t for _, t in plain.localize_movie(frames, Camera(), DOTS)], ignore_index=True)
     pd.testing.assert_frame_equal(table[list(expected)], expected)
     assert len(table) == 16 * len(places) and (table["probability"] == 1).all() and table["u_sd"].max() == 0
     v, u = (torch.tensor([p[i] for p in places], dtype=torch.float64) for i in (0, 1))

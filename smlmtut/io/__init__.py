@@ -1,5 +1,6 @@
 """Files: movies and images, tables of localizations (ThunderSTORM, Picasso), calibration maps."""
 
+from .._files import TruncatedFile
 from .movies import (
     IMAGE_SUFFIXES,
     TIFF_SUFFIXES,
@@ -17,6 +18,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "TIFF_SUFFIXES",
     "Movie",
+    "TruncatedFile",
     "read_calibration",
     "read_localizations",
     "read_map",

@@ -13,21 +13,7 @@ from torch import Tensor
 
 from .._files import TruncatedFile, hdf5, replacing, with_suffix
 from .._validate import between, finite, non_negative, positive, rank, whole
-from .tables import read_localizations, write_localizations
 from .tiff import check_structure
-
-__all__ = [
-    "Movie",
-    "TruncatedFile",
-    "read_calibration",
-    "read_localizations",
-    "read_map",
-    "read_movie",
-    "write_image",
-    "write_localizations",
-    "write_movie",
-    "write_stacks",
-]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", *TIFF_SUFFIXES)
