@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._validate import finite, non_negative, positive, rank, whole
+from ..imaging.psf import pixel_factors
 
 PARAMETERS = ("u", "v", "photons", "background", "sigma")
 
@@ -257,15 +258,8 @@ def _rate(theta: Tensor, var: Tensor, sigma: float) -> tuple[Tensor, Tensor, Ten
 
 def _factors(position: Tensor, sigma: Tensor, size: int) -> Tensor:
     """Pixel integral of Eq. 11, its derivatives by position and sigma, and ones: (4, size, B)."""
-    edges = torch.arange(size + 1, dtype=position.dtype, device=position.device)[:, None] - 0.5
-    z = (edges - position) / sigma  # (size + 1, B)
-    density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi) / sigma)
-    moment = z * density
-    tail = 0.5 * torch.special.erfc(z.abs() * math.sqrt(0.5))  # keeps its digits far from the emitter
-    beyond = torch.where(z > 0, -tail, tail)
-    share = beyond.diff(dim=0) + ((z[:-1] <= 0) & (z[1:] > 0))
-    factors = [share, -density.diff(dim=0), -moment.diff(dim=0)]
-    return torch.stack([*factors, torch.ones_like(share)])
+    factors = pixel_factors(position, sigma, size)
+    return torch.stack([*factors, torch.ones_like(factors[0])])
 
 
 def _sum_columns(image: Tensor, factors: Tensor) -> Tensor:

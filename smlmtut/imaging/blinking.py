@@ -1,4 +1,4 @@
-"""Movies of molecules that blink and bleach: who shines when, and the frames that a camera makes of it."""
+"""Movies of molecules that blink and bleach: when each of them emits, and the frames that a camera records."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from .._validate import image_shape, non_negative, positive, rank, whole
 from .camera import Camera
 from .distributions import Distribution, Uniform, draw, lowest
-from .psf import PSF, Emitters
+from .psf import PSF, Emitters, present_mask
 from .simulate import frames as expose_frames
 
 
@@ -38,7 +38,7 @@ class Kinetics:
 
 @dataclass(frozen=True)
 class Flashes:
-    """The truth of a movie, one row for each frame in which a molecule shone: rows in order of the frames.
+    """The truth of a movie: one row for each molecule and frame in which it emits, in order of the frames.
 
     frame, molecule: (K,) int64. u, v: (K,) camera pixels. photons: (K,) expected in that frame.
     """
@@ -59,11 +59,11 @@ class Flashes:
         row = self.frame[low:high] - start
         counts = torch.bincount(row, minlength=count)
         place = torch.arange(high - low, device=row.device) - (counts.cumsum(0) - counts)[row]
-        size = (count, max(int(counts.max()), 1))
-        u, v, photons = (torch.zeros(size, dtype=self.u.dtype, device=row.device) for _ in range(3))
+        present = present_mask(counts)  # (stop − start, E)
+        u, v, photons = (torch.zeros(present.shape, dtype=self.u.dtype, device=row.device) for _ in range(3))
         for padded, column in ((u, self.u), (v, self.v), (photons, self.photons)):
             padded[row, place] = column[low:high]
-        return Emitters(u, v, photons, torch.arange(size[1], device=row.device) < counts[:, None])
+        return Emitters(u, v, photons, present)
 
 
 def blink(u: Tensor, v: Tensor, kinetics: Kinetics, frames: int, generator: torch.Generator) -> Flashes:

@@ -110,6 +110,12 @@ class Camera:
         moved |= {name: moved[name].to(device=device, dtype=dtype) for name in moved if isinstance(moved[name], Tensor)}
         return Camera(**moved)
 
+    def as_tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(gain, offset, read_variance) as tensors of the type and on the device of another tensor."""
+        values = (self.gain, self.offset, self.read_variance)
+        gain, offset, variance = (torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in values)
+        return gain, offset, variance
+
     def _maps(self) -> dict[str, Tensor]:
         values = {name: getattr(self, name) for name in ("gain", "offset", "read_variance")}
         return {name: m for name, m in values.items() if isinstance(m, Tensor) and m.ndim >= 2}
@@ -127,7 +133,7 @@ def expose(rate: Tensor, camera: Camera, generator: torch.Generator | None = Non
     if not rate.is_floating_point():
         raise ValueError(f"rate must be float32 or float64, got {rate.dtype}")
     check_frame_size("rate", rate, camera)
-    gain, offset, variance = on(camera, rate)
+    gain, offset, variance = camera.as_tensors(rate)
     electrons = torch.poisson(camera.quantum_efficiency * rate, generator=generator)
     noise = torch.randn(rate.shape, generator=generator, dtype=rate.dtype, device=rate.device)
     adu = gain * electrons + offset + variance.sqrt() * noise
@@ -146,7 +152,7 @@ def to_photoelectrons(adu: Tensor, camera: Camera) -> Tensor:
     finite("adu", adu)
     check_frame_size("adu", adu, camera)
     x = adu if adu.dtype == torch.float64 else adu.to(torch.float32)
-    gain, offset, _ = on(camera, x)
+    gain, offset, _ = camera.as_tensors(x)
     return (x - offset) / gain
 
 
@@ -155,13 +161,6 @@ def saturated(adu: Tensor, camera: Camera) -> Tensor:
     if camera.saturation is None:
         return torch.zeros_like(adu, dtype=torch.bool)
     return adu >= camera.saturation
-
-
-def on(camera: Camera, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(gain, offset, read_variance) as tensors of the type and on the device of another."""
-    values = (camera.gain, camera.offset, camera.read_variance)
-    gain, offset, variance = (torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in values)
-    return gain, offset, variance
 
 
 def check_frame_size(name: str, frame: Tensor, camera: Camera) -> None:

@@ -16,7 +16,7 @@ def _ordered(low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Evenly between low and high. Raises ValueError where they are swapped or not finite."""
+    """Uniform between low and high. Raises ValueError where they are swapped or not finite."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogUniform:
-    """Evenly in the logarithm between low > 0 and high. Raises ValueError where that is not so."""
+    """Uniform in the logarithm between low > 0 and high. Raises ValueError where low is not positive or above high."""
 
     low: float
     high: float
@@ -47,47 +47,26 @@ class LogUniform:
         return Uniform(math.log(self.low), math.log(self.high)).draw(shape, generator).exp()
 
 
-@dataclass(frozen=True)
-class LogNormal:
-    """exp(Normal(log median, spread²)). Raises ValueError unless median and spread are positive."""
-
-    median: float
-    spread: float
-
-    def __post_init__(self) -> None:
-        positive("median", self.median)
-        positive("spread", self.spread)
-
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Float32 of that shape, on the generator's device."""
-        normal = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
-        return self.median * (self.spread * normal).exp()
-
-
-Distribution = float | Uniform | LogUniform | LogNormal
+Distribution = float | Uniform | LogUniform
 
 
 def draw(distribution: Distribution, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Numbers of a distribution, or a fixed number, as float32 on the generator's device."""
-    if isinstance(distribution, Uniform | LogUniform | LogNormal):
+    if isinstance(distribution, Uniform | LogUniform):
         return distribution.draw(shape, generator)
     return torch.full(shape, float(distribution), dtype=torch.float32, device=generator.device)
 
 
 def number_or_distribution(name: str, value: Distribution) -> Distribution:
     """Return value if it is a distribution or one finite number; ValueError otherwise."""
-    return value if isinstance(value, Uniform | LogUniform | LogNormal) else rank(name, finite(name, value), 0)
+    return value if isinstance(value, Uniform | LogUniform) else rank(name, finite(name, value), 0)
 
 
 def lowest(distribution: Distribution) -> float:
-    """The lower end of a distribution; the median of a log-normal one, which has no end above 0."""
-    if isinstance(distribution, LogNormal):
-        return distribution.median
+    """The lower end of a distribution, or the number itself."""
     return distribution.low if isinstance(distribution, Uniform | LogUniform) else float(distribution)
 
 
 def highest(distribution: Distribution) -> float:
-    """The upper end of a distribution, infinite for a log-normal one."""
-    if isinstance(distribution, LogNormal):
-        return math.inf
+    """The upper end of a distribution, or the number itself."""
     return distribution.high if isinstance(distribution, Uniform | LogUniform) else float(distribution)

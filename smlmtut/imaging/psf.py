@@ -91,6 +91,15 @@ class Emitters:
         return replace(self, u=u, v=v, photons=photons, present=self.mask.to(device=device))
 
 
+def present_mask(counts: Tensor, most: int | None = None) -> Tensor:
+    """Which places of a padded batch hold an emitter, when frame b has counts[b] (B,): (B, E) bool.
+
+    most: E, the largest possible count; None: the largest of counts. E is at least 1.
+    """
+    size = max(int(counts.max()) if most is None else most, 1)
+    return torch.arange(size, device=counts.device) < counts[:, None]
+
+
 def pixel_integral(position: Tensor, sigma: float | Tensor, size: int, start: int = 0) -> Tensor:
     """Share of a 1-D Gaussian that falls into each pixel of a row, Eq. 11 (upper limit of erf: z).
 
@@ -103,6 +112,18 @@ def pixel_integral(position: Tensor, sigma: float | Tensor, size: int, start: in
     right = lower + upper > 0  # mirror to the left of the emitter: there erfc keeps the tail's digits
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     return 0.5 * (torch.special.erfc(-upper) - torch.special.erfc(-lower))  # (..., size)
+
+
+def pixel_integral_fast(position: Tensor, sigma: Tensor, size: int) -> Tensor:
+    """pixel_integral from pixel 0 on, by one erf for each edge: absolute error below 4e-16 in float64.
+
+    It loses the digits of pixels far from the emitter, which a Markov chain does not need. Checks nothing.
+    `pixel_factors` keeps them, but its erfc would make this 2.4 times slower and the chains by an eighth.
+    position, sigma: shapes that broadcast to (...). Returns (..., size).
+    """
+    edges = torch.arange(size + 1, dtype=position.dtype, device=position.device) - 0.5
+    scale = (1 / (math.sqrt(2) * sigma))[..., None]
+    return torch.erf((edges - position[..., None]) * scale).diff() / 2
 
 
 def pixel_integral_gradient(
@@ -119,6 +140,21 @@ def pixel_integral_gradient(
     by_position = at_lower - at_upper
     by_sigma = math.sqrt(2) * (lower * at_lower - upper * at_upper)
     return by_position, by_sigma
+
+
+def pixel_factors(position: Tensor, sigma: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """pixel_integral and pixel_integral_gradient from pixel 0 on, in one pass with each edge computed once.
+
+    A pixel's share keeps its relative accuracy in both tails. Checks nothing.
+    position, sigma: (B,). Returns three tensors with the batch last, (size, B): E, ∂E/∂position, ∂E/∂sigma.
+    """
+    edges = torch.arange(size + 1, dtype=position.dtype, device=position.device)[:, None] - 0.5
+    z = (edges - position) / sigma  # (size + 1, B)
+    density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi) / sigma)
+    tail = 0.5 * torch.special.erfc(z.abs() * math.sqrt(0.5))  # what lies beyond an edge, seen from the emitter
+    beyond = torch.where(z > 0, -tail, tail)
+    holds_centre = (z[:-1] <= 0) & (z[1:] > 0)
+    return beyond.diff(dim=0) + holds_centre, -density.diff(dim=0), -(z * density).diff(dim=0)
 
 
 def expected_photons(
@@ -156,7 +192,7 @@ def rate_gradient(
     """∂ω/∂θ in closed form for every parameter of every emitter, and for one shared background.
 
     parameters: from "u", "v", "photons", "sigma" (an isotropic PSF), "sigma_u", "sigma_v" and "background".
-        "background" comes last. Each name but that stands once for every emitter.
+        "background" comes last. Each of the other names stands for one parameter of every emitter.
     Returns (B, P, H, W), P = E · (parameters of an emitter) + 1 if "background" is among them; emitter by
     emitter: (u_1, v_1, N_1, u_2, …, b). Rows of emitters that are not present are zero.
     Raises ValueError for an unknown, repeated or misplaced name.

@@ -1,4 +1,4 @@
-"""Training scenes: the prior from which frames with known truth are drawn without end, on the device that trains."""
+"""Training scenes: the prior from which frames with known truth are drawn, on the device that trains."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,12 +11,11 @@ from . import structures
 from .camera import Camera, expose, to_photoelectrons
 from .distributions import Distribution, LogUniform, Uniform, draw, highest, lowest, number_or_distribution
 from .kde import kde_image
-from .psf import PSF, Emitters, expected_photons
+from .psf import PSF, Emitters, expected_photons, present_mask
 
-LAYOUTS = ("frame", "disc", *structures.NAMES)
-PER = ("emitter", "frame")
+LAYOUTS = ("frame", *structures.NAMES)
 
-# the reference scene of the book
+# the reference scene of the book, on which its networks are trained
 DENSITY = LogUniform(0.1, 8.0)  # emitters per µm²
 PHOTONS = Uniform(100.0, 2000.0)
 BACKGROUND = Uniform(0.0, 20.0)  # photons per pixel
@@ -27,11 +26,11 @@ SIGMA = Uniform(0.92, 1.08)  # px
 class Scene:
     """What a training frame may look like. Every number may be fixed or have a distribution.
 
-    density: emitters per µm², one value for each frame. photons: before the camera's quantum efficiency, drawn
-        per `photons_per` "emitter" or "frame". background: photons per pixel, per frame; gradient: its relative change
-        from one end of the frame to the other, in a random direction. sigma: PSF sd, px, per frame.
-    layout: where the emitters are: "frame", evenly, up to `margin` pixels beyond the border, whose light reaches
-        in; "disc", evenly on a disc about the centre (radius px), as in the paper; or a name of `structures`.
+    density: emitters per µm², one value for each frame. photons: one value for each emitter, before the camera's
+        quantum efficiency. background: photons per pixel, one value for each frame; gradient: its relative change
+        from one end of the frame to the other, in a random direction. sigma: PSF sd, px, one value for each frame.
+    layout: where the emitters are: "frame", evenly, up to `margin` pixels beyond the border, from where some light
+        still reaches the frame; or a name of `structures`.
     pixel_size_nm: turns the density into emitters per pixel.
     camera: numbers, or the maps of a whole sensor: every frame then is a random part of it.
     Raises ValueError for a value out of its range or an unknown name.
@@ -39,13 +38,11 @@ class Scene:
 
     density: Distribution = DENSITY
     photons: Distribution = PHOTONS
-    photons_per: str = "emitter"
     background: Distribution = BACKGROUND
     gradient: Distribution = 0.0
     sigma: Distribution = SIGMA
     layout: str = "frame"
     margin: float = 3.0
-    radius: float = 6.5
     pixel_size_nm: float = 108.0
     camera: Camera = field(default_factory=Camera)
 
@@ -55,15 +52,13 @@ class Scene:
         positive("sigma", lowest(number_or_distribution("sigma", self.sigma)))
         if highest(self.gradient) > 2:
             raise ValueError(f"gradient must be at most 2, where the background ends at 0, got {self.gradient}")
-        choice("photons_per", self.photons_per, PER)
         choice("layout", self.layout, LAYOUTS)
         non_negative("margin", self.margin)
-        positive("radius", self.radius)
         positive("pixel_size_nm", self.pixel_size_nm)
 
 
 @dataclass(frozen=True)
-class Batch:
+class FrameBatch:
     """Frames with their truth.
 
     electrons: (B, 1, H, W) photo-electrons. read_variance: (B, 1, H, W) photo-electrons². emitters: (B, E).
@@ -83,7 +78,7 @@ class Batch:
         return kde_image(self.emitters, shape, factor, sigma)
 
 
-def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torch.Generator) -> Batch:
+def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torch.Generator) -> FrameBatch:
     """Draw frames from the prior, in float32, on the generator's device.
 
     The same generator state gives the same batch. Raises ValueError where the camera's maps are smaller than
@@ -93,11 +88,11 @@ def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torc
     batch = whole("batch", batch)
     per_pixel = draw(scene.density, (batch,), generator) * (scene.pixel_size_nm / 1000) ** 2
     u, v, present = draw_positions(scene, per_pixel, (height, width), generator)
-    photons = draw(scene.photons, u.shape if scene.photons_per == "emitter" else (batch, 1), generator)
-    return expose_batch(scene, Emitters(u, v, photons.expand(u.shape), present), (height, width), generator)
+    photons = draw(scene.photons, u.shape, generator)
+    return expose_batch(scene, Emitters(u, v, photons, present), (height, width), generator)
 
 
-def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], generator: torch.Generator) -> Batch:
+def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], generator: torch.Generator) -> FrameBatch:
     """Frames of given emitters: only the PSF, the background, the part of the sensor and the noise are drawn.
 
     Raises ValueError as draw_batch does.
@@ -111,10 +106,14 @@ def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], gener
     camera = _part(scene.camera, batch, (height, width), generator)
     electrons = to_photoelectrons(expose(expected, camera, generator), camera)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=electrons.dtype, device=electrons.device)
-    return Batch(
-        electrons[:, None], variance.expand(electrons.shape)[:, None], emitters, sigma, level,
-        camera.quantum_efficiency * expected,
-    )  # fmt: skip
+    return FrameBatch(
+        electrons=electrons[:, None],
+        read_variance=variance.expand(electrons.shape)[:, None],
+        emitters=emitters,
+        sigma=sigma,
+        background=level,
+        expected=camera.quantum_efficiency * expected,
+    )
 
 
 def draw_positions(
@@ -127,17 +126,10 @@ def draw_positions(
     height, width = shape
     if scene.layout in structures.NAMES:
         return structures.draw(scene.layout, per_pixel, shape, generator)
-    if scene.layout == "disc":
-        area = math.pi * scene.radius**2
-    else:
-        area = (width + 2 * scene.margin) * (height + 2 * scene.margin)
-    counts = torch.poisson(per_pixel * area, generator=generator)
-    present = torch.arange(max(int(counts.max()), 1), device=counts.device) < counts[:, None]  # (B, E)
-    a, b = torch.rand((2, *present.shape), generator=generator, dtype=torch.float32, device=generator.device)
-    if scene.layout == "disc":
-        r, angle = scene.radius * a.sqrt(), 2 * math.pi * b  # the area inside r grows as r²
-        return (width - 1) / 2 + r * angle.cos(), (height - 1) / 2 + r * angle.sin(), present
     span_u, span_v = width + 2 * scene.margin, height + 2 * scene.margin
+    counts = torch.poisson(per_pixel * (span_u * span_v), generator=generator)
+    present = present_mask(counts)  # (B, E)
+    a, b = torch.rand((2, *present.shape), generator=generator, dtype=torch.float32, device=generator.device)
     return a * span_u - scene.margin - 0.5, b * span_v - scene.margin - 0.5, present
 
 
@@ -151,7 +143,7 @@ def _slope(gradient: Distribution, batch: int, shape: tuple[int, int], generator
     # |cos| + |sin| is the longest way across the square, from corner to corner
     cos, sin = (x / (angle.cos().abs() + angle.sin().abs()) for x in (angle.cos(), angle.sin()))
     along = cos[:, None, None] * along_u + sin[:, None, None] * along_v[:, None]  # (B, H, W), in [-1/2, 1/2]
-    return (1 + change[:, None, None] * along).clamp(min=0)  # rounding: 2 ends at −1e-7
+    return (1 + change[:, None, None] * along).clamp(min=0)  # a change of 2 may end at −1e-7 by rounding
 
 
 def _across(size: int, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._validate import finite, image_shape, non_negative, positive, rank, whole
 from .camera import Camera, expose
-from .psf import PSF, Emitters, expected_photons
+from .psf import PSF, Emitters, expected_photons, present_mask
 
 Range = float | tuple[float, float]
 Count = int | tuple[int, int]
@@ -33,6 +33,20 @@ def frames(
     return expose(expected_photons(emitters, psf, shape, background), camera, generator)
 
 
+def disc_positions(
+    shape: tuple[int, ...],
+    radius: float,
+    center: tuple[float, float],
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """u and v of points spread evenly over a disc, in the given shape and the unit of radius and center (u, v)."""
+    # the area inside r grows as r², so r / radius is the square root of a uniform number
+    r = radius * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device).sqrt()
+    angle = 2 * math.pi * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
+    return center[0] + r * angle.cos(), center[1] + r * angle.sin()
+
+
 def uniform_on_disc(
     batch: int,
     count: Count,
@@ -51,13 +65,10 @@ def uniform_on_disc(
     """
     whole("batch", batch)
     positive("radius", radius)
-    u0, v0 = _pair("center", center)
+    center = _two_numbers("center", center)
     present = _counted(batch, count, generator)  # (B, E)
-    # the area inside r grows as r², so r / radius is the square root of a uniform number
-    r = radius * torch.rand(present.shape, generator=generator, dtype=dtype, device=generator.device).sqrt()
-    angle = _uniform("angle", (0.0, 2 * math.pi), present.shape, generator, dtype)
-    light = _photons(photons, present.shape, generator, dtype)
-    return Emitters(u0 + r * angle.cos(), v0 + r * angle.sin(), light, present)
+    u, v = disc_positions(present.shape, radius, center, generator, dtype)
+    return Emitters(u, v, _photons(photons, present.shape, generator, dtype), present)
 
 
 def uniform_in_frame(
@@ -84,7 +95,7 @@ def uniform_in_frame(
     elif density is not None and count is None:
         mean = torch.full((batch,), float(non_negative("density", density)) * height * width)
         counts = torch.poisson(mean.double().to(generator.device), generator=generator).long()
-        present = _first(counts, int(counts.max()))
+        present = present_mask(counts)
     else:
         raise ValueError(f"count or density must be given, and not both, got {count} and {density}")
     u = _uniform("u", (-0.5, width - 0.5), present.shape, generator, dtype)
@@ -111,7 +122,7 @@ def emitter_pair(
     rank("angle", turn, 0, 1)
     if half.ndim and turn.ndim and half.shape != turn.shape:
         raise ValueError(f"angle must have the length of separation, {len(half)}, got {len(turn)}")
-    u0, v0 = _pair("center", center)
+    u0, v0 = _two_numbers("center", center)
     sign = torch.tensor([-1.0, 1.0], dtype=dtype, device=half.device)
     u = u0 + sign * torch.atleast_1d(half * turn.cos())[:, None]  # (B, 2)
     v = v0 + sign * torch.atleast_1d(half * turn.sin())[:, None]
@@ -145,11 +156,7 @@ def _counted(batch: int, count: Count, generator: torch.Generator) -> Tensor:
     if low > high:
         raise ValueError(f"count must be (fewest, most), got {count}")
     counts = torch.randint(low, high + 1, (batch,), generator=generator, device=generator.device)
-    return _first(counts, high)
-
-
-def _first(counts: Tensor, most: int) -> Tensor:
-    return torch.arange(max(most, 1), device=counts.device) < counts[:, None]  # (B, E)
+    return present_mask(counts, high)
 
 
 def _photons(photons: Range, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -168,7 +175,7 @@ def _uniform(
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
 
 
-def _pair(name: str, value: tuple[float, float]) -> tuple[float, float]:
+def _two_numbers(name: str, value: tuple[float, float]) -> tuple[float, float]:
     if len(value) != 2:
         raise ValueError(f"{name} must be two numbers (u, v), got {value!r}")
     return float(finite(name, value[0])), float(finite(name, value[1]))

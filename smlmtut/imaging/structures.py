@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._validate import choice, image_shape, non_negative
+from .psf import present_mask
 
 NAMES = ("filaments", "rings", "clusters")
 BENDING = 0.05  # sd of a filament's change of direction, radians per pixel of its length
@@ -28,7 +29,7 @@ def draw(
     choice("name", name, NAMES)
     height, width = image_shape("shape", shape)
     counts = torch.poisson(non_negative("per_pixel", per_pixel) * (height * width), generator=generator)
-    present = torch.arange(max(int(counts.max()), 1), device=counts.device) < counts[:, None]  # (B, E)
+    present = present_mask(counts)  # (B, E)
     u, v = {"filaments": _filaments, "rings": _rings, "clusters": _clusters}[name](
         present.shape, (height, width), generator
     )

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..imaging.psf import present_mask
+from ..imaging.simulate import disc_positions
 from .chains import Chains, Target
 from .moves import ORDERED, SCALED, Context, accept, exchange, sweep_of
 from .one import Prior
@@ -73,9 +75,7 @@ def _start(context: Context, chains: int) -> Chains:
     low, high = target.bounds.T
     u, v, photons = (low[:3] + (high - low)[:3] * context.uniform(rows, max(most, 1), 3)).unbind(-1)
     if target.disc is not None:
-        radius, angle = target.disc[2] * context.uniform(*u.shape).sqrt(), 2 * math.pi * context.uniform(*u.shape)
-        u, v = target.disc[0] + radius * angle.cos(), target.disc[1] + radius * angle.sin()
-    present = torch.arange(max(most, 1), device=count.device) < count[:, None]
-    emitters = torch.stack([u, v, torch.where(present, photons, 0.0)], 2)
+        u, v = disc_positions(u.shape, target.disc[2], target.disc[:2], context.generator)
+    emitters = torch.stack([u, v, torch.where(present_mask(count, most), photons, 0.0)], 2)
     background, sigma = (low[3:] + (high - low)[3:] * context.uniform(rows, 2)).unbind(-1)
     return Chains.at(target, emitters, count, background, sigma)
