@@ -29,7 +29,7 @@ from smlmtut.diffusion.samplers import ancestral
 from smlmtut.diffusion.schedule import NoiseSchedule
 from smlmtut.evaluation import calibration
 from smlmtut.imaging.psf import Emitters
-from smlmtut.imaging.scenes import Batch, Scene, draw_batch, expose_batch
+from smlmtut.imaging.scenes import FrameBatch, Scene, draw_batch, expose_batch
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, frame_input, sample_kde
 from smlmtut.networks.precision import best_precision
@@ -52,10 +52,10 @@ class Model:
         self.lower = best_precision(torch.device("cpu")) == "bf16"
 
     @torch.no_grad()
-    def estimate(self, batch: Batch) -> Tensor:
+    def estimate(self, batch: FrameBatch) -> Tensor:
         return self.phi(batch.electrons, batch.read_variance)
 
-    def draw(self, batch: Batch, estimate: Tensor, both: bool, samples: int | None = None, **how) -> Tensor:
+    def draw(self, batch: FrameBatch, estimate: Tensor, both: bool, samples: int | None = None, **how) -> Tensor:
         """(B, S, fH, fW)."""
         frame = frame_input(batch.electrons, batch.read_variance) if both else None
         with torch.autocast("cpu", torch.bfloat16, enabled=self.lower):
@@ -68,7 +68,7 @@ class Model:
         return {"ŷ": False} | ({"x, ŷ": True} if self.network.frame else {})
 
 
-def exact_one(batch: Batch) -> tuple[Tensor, Tensor]:
+def exact_one(batch: FrameBatch) -> tuple[Tensor, Tensor]:
     """E and Var of y where one emitter is known to be there: (B, fH, fW) each."""
     moments = [
         grid_posterior(x, v, Prior()).kde_moments()
@@ -78,7 +78,7 @@ def exact_one(batch: Batch) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def exact_many(batch: Batch, seed: int, many: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def exact_many(batch: FrameBatch, seed: int, many: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """E and Var of y, and p(K | x), where the number of emitters is unknown; of all frames or the first ones."""
     draws = chain_posterior(
         batch.electrons[:many, 0].double(), count_prior(4, (SIZE, SIZE)), step_generator(SEED, seed, 7),
@@ -200,7 +200,7 @@ def pairs(model: Model, each: int) -> None:
         print(f"given {name}: mean absolute difference of p(K = 2) over all pairs {float(torch.cat(parts).mean()):.3f}")
 
 
-def two_emitters(apart: float, many: int, seed: int) -> Batch:
+def two_emitters(apart: float, many: int, seed: int) -> FrameBatch:
     """Pairs of N = 1000 at a random angle about a random place, σ = 1 px, background 5."""
     scene = Scene(background=5.0, sigma=1.0, camera=recipes.reference_scene().camera)
     generator = step_generator(SEED, seed, 3)

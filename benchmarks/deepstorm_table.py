@@ -17,7 +17,7 @@ from smlmtut.estimation import fisher
 from smlmtut.imaging import kde
 from smlmtut.imaging.camera import Camera
 from smlmtut.imaging.psf import PSF, Emitters
-from smlmtut.imaging.scenes import Batch, Scene, expose_batch
+from smlmtut.imaging.scenes import FrameBatch, Scene, expose_batch
 from smlmtut.networks import pretrained, recipes
 from smlmtut.posterior.one import Prior, grid_posterior
 
@@ -26,7 +26,7 @@ SIZE, BACKGROUND, SIGMA, HALF = 16, 5.0, 1.0, 4.0  # px, e⁻ per px, px; positi
 RESAMPLED = 500
 
 
-def one_emitter(photons: float, many: int, seed: int) -> Batch:
+def one_emitter(photons: float, many: int, seed: int) -> FrameBatch:
     """Frames with exactly one emitter, evenly over a square about the centre, on parts of the real sensor."""
     sensor = recipes.reference_scene().camera
     scene = Scene(background=BACKGROUND, sigma=SIGMA, camera=sensor)
@@ -70,7 +70,7 @@ def against_bound(network: torch.nn.Module, photons: float, many: int) -> dict[s
     }  # fmt: skip
 
 
-def one_bound(batch: Batch, row: int) -> torch.Tensor:
+def one_bound(batch: FrameBatch, row: int) -> torch.Tensor:
     """Bound of (u, v) in px for a frame's own emitter and its own part of the sensor: (2,)."""
     emitter = Emitters(
         *(x[row : row + 1].double() for x in (batch.emitters.u, batch.emitters.v, batch.emitters.photons))

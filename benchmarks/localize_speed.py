@@ -22,7 +22,7 @@ from smlmtut.estimation import fisher
 from smlmtut.evaluation import localization
 from smlmtut.imaging.camera import Camera
 from smlmtut.imaging.psf import PSF, Emitters
-from smlmtut.imaging.scenes import Batch, Scene, draw_batch, expose_batch
+from smlmtut.imaging.scenes import FrameBatch, Scene, draw_batch, expose_batch
 from smlmtut.localize import localize_movie
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.deepstorm import DeepSTORM
@@ -88,14 +88,14 @@ def alone(network: DeepSTORM, scene: Scene, photons: float) -> str:
     return f"| {photons:.0f} | {change:.4f} | {change / float(bound):.3f} |"
 
 
-def localized(network: DeepSTORM, batch: Batch, precision: str) -> localization.Points:
+def localized(network: DeepSTORM, batch: FrameBatch, precision: str) -> localization.Points:
     """The localizations of a batch as if it were a movie, in photo-electrons."""
     tables = localize_movie(batch.electrons[:, 0], electrons_camera(batch), network, precision=precision)
     table = pd.concat([table for _, table in tables])
     return localization.Points(table["frame"], table["u"], table["v"])
 
 
-def electrons_camera(batch: Batch) -> Camera:
+def electrons_camera(batch: FrameBatch) -> Camera:
     """Gain 1, no offset, and the read variance that all frames of the batch share."""
     return Camera(read_variance=batch.read_variance[0, 0])
 

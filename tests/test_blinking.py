@@ -10,7 +10,7 @@ import torch
 
 from smlmtut.imaging.blinking import Flashes, Kinetics, blink, movie
 from smlmtut.imaging.camera import Camera
-from smlmtut.imaging.distributions import LogNormal
+from smlmtut.imaging.distributions import LogUniform
 from smlmtut.imaging.psf import PSF, expected_photons
 
 MANY = 4000
@@ -80,7 +80,7 @@ def test_one_flash_is_one_stretch():
 
 def test_rows_are_in_order_and_keep_the_positions():
     u, v = positions(200)
-    found = blink(u, v, Kinetics(off_time=30.0, photons=LogNormal(800.0, 0.3)), 300, generator(1))
+    found = blink(u, v, Kinetics(off_time=30.0, photons=LogUniform(500.0, 1300.0)), 300, generator(1))
     assert bool((found.frame.diff() >= 0).all()) and int(found.frame.max()) < 300
     assert torch.equal(found.u, u[found.molecule]) and torch.equal(found.v, v[found.molecule])
 

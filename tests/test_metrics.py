@@ -1,4 +1,4 @@
-"""Pairs and scores against cases worked out by hand, exhaustive searches and closed forms."""
+"""Pairs and scores against cases worked out by hand, the definition of greedy pairing, and closed forms."""
 
 import itertools
 import math
@@ -49,23 +49,6 @@ def greedy(found, truth, reach):
     return taken
 
 
-def best(found, truth, reach):
-    """(number of pairs, sum of squared distances) of the best of all matchings, by trying every one."""
-
-    def search(i, used):
-        if i == len(found.u):
-            return 0, 0.0
-        options = [search(i + 1, used)]
-        for distance, a, j in listed:
-            if a == i and j not in used:
-                count, total = search(i + 1, used | {j})
-                options.append((count + 1, total + distance**2))
-        return max(options, key=lambda x: (x[0], -x[1]))
-
-    listed = candidates(found, truth, reach)
-    return search(0, frozenset())
-
-
 def listed(pairs):
     return list(zip(pairs.found.tolist(), pairs.truth.tolist(), strict=True))
 
@@ -79,29 +62,11 @@ def test_the_nearest_pair_goes_first():
     near = match(found, truth, PIXEL)
     assert listed(near) == [(1, 0)]
     assert near.du.tolist() == pytest.approx([0.4]) and near.dv.tolist() == [0] and len(near) == 1
-    assert listed(match(found, truth, PIXEL, assignment="optimal")) == [(0, 0), (1, 1)]  # two, at 1.0 and 2.4
-
-
-def test_the_optimum_minimizes_squares_not_distances():
-    """Two pairs either way: 1.1 and √2 (sum 2.51, squares 3.21), or √5 and 0.1 (sum 2.34, squares 5.01)."""
-    found, truth = points((0, 0, 0), (0, 1, 0)), points((0, 1.1, 0), (0, 2, 1))
-    assert listed(match(found, truth, PIXEL, assignment="optimal")) == [(0, 0), (1, 1)]
-    assert listed(match(found, truth, PIXEL)) == [(1, 0), (0, 1)]
-
-
-@pytest.mark.parametrize("count", [2, 5, 30])
-def test_one_more_pair_is_worth_any_distance(count):
-    """Found at 0, 2.5, …, truth at 2.5, 5, …: n − 1 pairs at no distance, or n with every one at the tolerance."""
-    steps = np.arange(count)
-    found, truth = Points(0 * steps, 2.5 * steps, 0 * steps), Points(0 * steps, 2.5 * (steps + 1), 0 * steps)
-    assert len(match(found, truth, PIXEL)) == count - 1
-    assert sorted(listed(match(found, truth, PIXEL, assignment="optimal"))) == [(k, k) for k in range(count)]
 
 
 def test_a_pair_is_within_one_frame():
     found, truth = points((0, 5, 5), (2, 5, 5), (-3, 1, 1)), points((1, 5, 5), (2, 5.5, 5), (-3, 1, 1), (10**12, 5, 5))
-    for assignment in ("greedy", "optimal"):
-        assert set(listed(match(found, truth, PIXEL, assignment=assignment))) == {(1, 1), (2, 2)}
+    assert set(listed(match(found, truth, PIXEL))) == {(1, 1), (2, 2)}
 
 
 def test_the_tolerance_is_included():
@@ -127,49 +92,35 @@ def test_greedy_against_its_definition(seed):
     assert listed(match(found, truth, PIXEL)) == greedy(found, truth, 2.5)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_optimal_against_every_matching(seed):
-    """Six by seven in a corner of 5 px: nearly all matchings are possible, and all are tried."""
-    found, truth = scene(seed, 6, 7, frames=1 + seed % 2, size=5.0)
-    chosen = match(found, truth, PIXEL, assignment="optimal")
-    count, total = best(found, truth, 2.5)
-    assert len(chosen) == count
-    assert float(chosen.distance.square().sum()) == pytest.approx(total, rel=1e-12)  # rounding of a sum of squares
-
-
 @pytest.mark.parametrize("size", [6.0, 12.0, 40.0])
-def test_optimal_finds_at_least_as_many(size):
+def test_pairs_are_one_to_one_and_their_errors_are_as_claimed(size):
     """From one crowded cluster a frame to nearly isolated pairs."""
     for seed in range(10):
         found, truth = scene(seed, 150, 120, size=size)
-        near, most = (match(found, truth, PIXEL, assignment=a) for a in ("greedy", "optimal"))
-        assert len(most) >= len(near)
-        if len(most) == len(near):
-            assert most.distance.square().sum() <= near.distance.square().sum() * (1 + 1e-12)
-        for pairs in (near, most):  # one to one, in one frame, within the tolerance, errors as claimed
-            assert len(set(pairs.found.tolist())) == len(set(pairs.truth.tolist())) == len(pairs)
-            i, j = pairs.found.numpy(), pairs.truth.numpy()
-            assert (found.frame[i] == truth.frame[j]).all() and float(pairs.distance.max()) <= 2.5
-            assert np.array_equal(pairs.du, found.u[i] - truth.u[j])
-            assert np.array_equal(pairs.dv, found.v[i] - truth.v[j])
-            assert bool((pairs.distance.diff() >= 0).all())
+        pairs = match(found, truth, PIXEL)
+        assert len(set(pairs.found.tolist())) == len(set(pairs.truth.tolist())) == len(pairs)
+        i, j = pairs.found.numpy(), pairs.truth.numpy()
+        assert (found.frame[i] == truth.frame[j]).all() and float(pairs.distance.max()) <= 2.5
+        assert np.array_equal(pairs.du, found.u[i] - truth.u[j])
+        assert np.array_equal(pairs.dv, found.v[i] - truth.v[j])
+        assert bool((pairs.distance.diff() >= 0).all())
 
 
-@given(seed=st.integers(0, 10**6), assignment=st.sampled_from(["greedy", "optimal"]))
+@given(seed=st.integers(0, 10**6))
 @settings(max_examples=30)
-def test_order_and_origin_do_not_matter(seed, assignment):
+def test_order_and_origin_do_not_matter(seed):
     """Rows permuted, frames renumbered, all moved by a whole number of 1/1024 px (exact), axes and roles swapped."""
     rng = np.random.default_rng(seed)
     found, truth = (Points(p.frame, *(np.round(x * 1024) / 1024 for x in (p.u, p.v))) for p in scene(seed, 50, 40))
-    before = match(found, truth, PIXEL, assignment=assignment)
+    before = match(found, truth, PIXEL)
     if len(set(before.distance.tolist())) < len(before):
         return  # a tie, which goes by row
     p, q = rng.permutation(50), rng.permutation(40)
     shift = rng.integers(-(2**20), 2**20, 2) / 1024
     moved = [Points(7 * x.frame[r] - 3, x.v[r] + shift[0], x.u[r] + shift[1]) for x, r in ((found, p), (truth, q))]
-    after = match(moved[0], moved[1], PIXEL, assignment=assignment)
+    after = match(moved[0], moved[1], PIXEL)
     assert {(p[i], q[j]) for i, j in listed(after)} == set(listed(before))
-    roles = match(truth, found, PIXEL, assignment=assignment)
+    roles = match(truth, found, PIXEL)
     assert {(i, j) for j, i in listed(roles)} == set(listed(before))
 
 
@@ -191,16 +142,15 @@ def test_points_of_emitters():
     assert truth.frame.tolist() == [0, 1, 1] and truth.u.tolist() == [1, 3, 4] and truth.v.tolist() == [11, 13, 14]
 
 
-@pytest.mark.parametrize("assignment", ["greedy", "optimal"])
-def test_all_frames_at_once_or_one_by_one(assignment):
+def test_all_frames_at_once_or_one_by_one():
     """Frames far apart in number lie side by side in the tree; none may see another."""
     found, truth = scene(5, 5000, 6000, frames=50, size=20.0)
-    once = match(found, truth, PIXEL, assignment=assignment)
+    once = match(found, truth, PIXEL)
     single = set()
     for frame in range(50):
         i, j = (np.flatnonzero(p.frame == frame) for p in (found, truth))
         few = [Points(p.frame[k], p.u[k], p.v[k]) for p, k in ((found, i), (truth, j))]
-        single |= {(i[a], j[b]) for a, b in listed(match(few[0], few[1], PIXEL, assignment=assignment))}
+        single |= {(i[a], j[b]) for a, b in listed(match(few[0], few[1], PIXEL))}
     assert set(listed(once)) == single
 
 
@@ -224,11 +174,10 @@ def test_scores_by_hand():
 def test_identities_of_the_counts():
     """1/JI = 1/precision + 1/recall − 1, and the axes' squares add up."""
     found, truth = scene(3, 80, 100)
-    for assignment in ("greedy", "optimal"):
-        scores = score(found, truth, PIXEL, assignment=assignment)
-        assert scores.precision == scores.pairs / 80 and scores.recall == scores.pairs / 100
-        assert 1 / scores.jaccard == pytest.approx(1 / scores.precision + 1 / scores.recall - 1)
-        assert scores.rmse_nm**2 == pytest.approx(scores.rmse_u_nm**2 + scores.rmse_v_nm**2)
+    scores = score(found, truth, PIXEL)
+    assert scores.precision == scores.pairs / 80 and scores.recall == scores.pairs / 100
+    assert 1 / scores.jaccard == pytest.approx(1 / scores.precision + 1 / scores.recall - 1)
+    assert scores.rmse_nm**2 == pytest.approx(scores.rmse_u_nm**2 + scores.rmse_v_nm**2)
 
 
 def test_gaussian_errors():
@@ -283,17 +232,14 @@ def test_nothing_found_and_nothing_there():
     """NaN where a share of nothing is asked for. A warning would be an error here."""
     truth = points((0, 1, 1), (0, 5, 5))
     nan = pytest.approx(math.nan, nan_ok=True)
-    for assignment in ("greedy", "optimal"):
-        missed, false, empty = (
-            score(*x, PIXEL, assignment=assignment) for x in ((NONE, truth), (truth, NONE), (NONE, NONE))
-        )
-        assert (missed.precision, missed.recall, missed.jaccard) == (nan, 0, 0)
-        assert (false.precision, false.recall, false.jaccard) == (0, nan, 0)
-        assert (empty.precision, empty.recall, empty.jaccard) == (nan, nan, nan)
-        for scores in (missed, false, empty, score(points((0, 9, 9)), truth, PIXEL, assignment=assignment)):
-            assert scores.pairs == 0
-            for name in ("rmse_u_nm", "rmse_v_nm", "rmse_nm", "bias_u_nm", "bias_v_nm", "efficiency"):
-                assert math.isnan(getattr(scores, name))
+    missed, false, empty = (score(*x, PIXEL) for x in ((NONE, truth), (truth, NONE), (NONE, NONE)))
+    assert (missed.precision, missed.recall, missed.jaccard) == (nan, 0, 0)
+    assert (false.precision, false.recall, false.jaccard) == (0, nan, 0)
+    assert (empty.precision, empty.recall, empty.jaccard) == (nan, nan, nan)
+    for scores in (missed, false, empty, score(points((0, 9, 9)), truth, PIXEL)):
+        assert scores.pairs == 0
+        for name in ("rmse_u_nm", "rmse_v_nm", "rmse_nm", "bias_u_nm", "bias_v_nm", "efficiency"):
+            assert math.isnan(getattr(scores, name))
 
 
 # --- border
@@ -333,7 +279,6 @@ def test_the_border_against_the_same_cut_by_hand():
 
 ONE = points((0, 1, 1))
 BAD = {
-    "assignment": (lambda: match(ONE, ONE, PIXEL, assignment="nearest"), "assignment must be one of 'greedy'"),
     "pixel": (lambda: match(ONE, ONE, 0), "pixel_size_nm must be finite and positive, got 0"),
     "tolerance": (lambda: match(ONE, ONE, PIXEL, -1), "tolerance_nm must be finite and positive, got -1"),
     "u": (lambda: match(points((0, math.nan, 1)), ONE, PIXEL), "found.u must be finite, got nan"),

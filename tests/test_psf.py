@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 from torch import Tensor
 
-from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
+from smlmtut.imaging.psf import (
+    PSF,
+    Emitters,
+    expected_photons,
+    pixel_factors,
+    pixel_integral,
+    pixel_integral_fast,
+    pixel_integral_gradient,
+    present_mask,
+    rate_gradient,
+)
 
 EPS = torch.finfo(torch.float64).eps
 ALL = ("u", "v", "photons", "sigma_u", "sigma_v", "background")
@@ -142,6 +152,55 @@ def test_derivatives_by_position_and_width_obey_the_heat_equation(position, sigm
     by_position, by_sigma = pixel_integral_gradient(at, sigma, 9)
     curvature = torch.stack([torch.autograd.grad(y, at, retain_graph=True)[0] for y in by_position])
     assert torch.allclose(by_sigma, sigma * curvature, rtol=1e-9, atol=1e-13 / sigma)
+
+
+@given(position=positions, sigma=sigmas, size=st.integers(1, 30))
+def test_the_fast_integral_is_the_plain_one(position, sigma, size):
+    at, width = tensor(position), tensor(sigma)
+    fast = pixel_integral_fast(at, width, size)
+    # erf is rounded at both edges, to 1 eps each where it is near 1, and halved; the edges' own rounding is z eps
+    assert torch.allclose(fast, pixel_integral(at, width, size), rtol=0, atol=2 * EPS)
+
+
+@given(position=positions, sigma=sigmas, size=st.integers(1, 30))
+def test_the_factors_are_the_plain_integral_and_its_gradient(position, sigma, size):
+    at, width = tensor(position), tensor(sigma)
+    share, by_position, by_sigma = (x[:, 0] for x in pixel_factors(at, width, size))
+    plain = pixel_integral(at, width, size)[0]
+    plain_by_position, plain_by_sigma = (x[0] for x in pixel_integral_gradient(at, width, size))
+    far = max(abs(position), abs(position - size)) / sigma + 1  # sd to the farthest edge
+    # in the tails erfc and exp(−z²/2) change by z² relative to their argument, whose rounding is eps
+    rel = 6 * (1 + far**2) * EPS
+    assert torch.allclose(share, plain, rtol=rel, atol=0)
+    # a derivative is a difference of two terms of up to 0.4/σ, or 0.25/σ
+    assert torch.allclose(by_position, plain_by_position, rtol=rel, atol=4 * EPS / sigma)
+    assert torch.allclose(by_sigma, plain_by_sigma, rtol=rel, atol=4 * EPS / sigma)
+
+
+def test_the_factors_keep_the_digits_of_both_tails():
+    for position in (-20.0, 49.0):
+        at, width = tensor(position), tensor(1.0)
+        fast, plain = pixel_factors(at, width, 30)[0][:, 0], pixel_integral(at, width, 30)[0]
+        assert 0 < float(plain[plain > 0].min()) < 1e-300
+        # the distance of 30 sd and more squared, times eps, as above; the fast integral has lost all digits there
+        assert torch.allclose(fast, plain, rtol=1500 * EPS, atol=1e-307)
+        assert float(pixel_integral_fast(at, width, 30).max()) == 0
+
+
+def test_the_fast_variants_take_a_batch_of_any_width():
+    position, sigma = tensor(2.0, 3.0, 4.0), tensor(0.8, 1.0, 1.3)
+    assert torch.allclose(pixel_integral_fast(position, sigma, 7), pixel_integral(position, sigma, 7), atol=2 * EPS)
+    assert torch.allclose(pixel_factors(position, sigma, 7)[0].T, pixel_integral(position, sigma, 7), atol=2 * EPS)
+    single = pixel_factors(position.float(), sigma.float(), 7)  # the fits' type: 24 bits
+    for fast, plain in zip(single, pixel_factors(position, sigma, 7), strict=True):
+        assert fast.dtype == torch.float32 and torch.allclose(fast.double(), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_present_emitters_come_first():
+    counts = torch.tensor([2, 0, 3])
+    assert present_mask(counts).int().tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 1]]
+    assert present_mask(counts, 4).int().tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+    assert present_mask(torch.zeros(2)).tolist() == [[False], [False]]  # a place at least
 
 
 # -- Eq. 10: the image -------------------------------------------------------------------------------------

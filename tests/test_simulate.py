@@ -12,7 +12,7 @@ from scipy import stats
 
 from smlmtut.imaging import simulate
 from smlmtut.imaging.camera import Camera
-from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, present_mask
 
 N = 20_000
 
@@ -49,9 +49,18 @@ def test_disc_counts_and_photons():
     shares = torch.bincount(counts, minlength=7)[1:] / N
     assert int(counts.min()) == 1 and int(counts.max()) == 6
     assert float((shares - 1 / 6).abs().max()) < 5 * math.sqrt(5 / 36 / N)
-    assert torch.equal(disc.mask, torch.arange(6) < counts[:, None])
+    assert torch.equal(disc.mask, present_mask(counts, 6))
     assert_mean(disc.photons, 600, 800 / math.sqrt(12))
     assert 200 <= float(disc.photons.min()) and float(disc.photons.max()) <= 1000
+
+
+def test_the_positions_of_a_disc_are_those_of_its_emitters():
+    """One definition of the uniform disc: the same stream gives the same points, in any shape."""
+    disc = simulate.uniform_on_disc(5, 4, 6.5, (7.0, 8.0), 300.0, generator(1))
+    again = generator(1)
+    torch.randint(4, 5, (5,), generator=again)  # the number of emitters is drawn first, here without a choice
+    u, v = simulate.disc_positions((5, 4), 6.5, (7.0, 8.0), again)
+    assert torch.equal(disc.u, u) and torch.equal(disc.v, v)
 
 
 def test_frame_is_even_to_the_edges_of_its_pixels():

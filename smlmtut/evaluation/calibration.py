@@ -1,33 +1,38 @@
-"""Is the uncertainty right: samples of a posterior, scored against the truth.
+"""Is the uncertainty right? Samples of a posterior, compared with the truth.
 
 An ensemble is samples (B, S, ...): S draws for each of B frames, of pixels or of anything else; the truth is (B, ...).
-It is calibrated where the truth could be one more draw. Whatever is computed here has the same expectation
-for a calibrated ensemble at any S: where a textbook's formula has not, the correction is in it.
+The ensemble is calibrated if the truth could be one more draw. For a calibrated ensemble, what is computed here has
+the same expectation at any S: where a textbook formula depends on S, a correction is included.
 
 Nearly all pixels of a kernel density estimate are background, where truth and samples are 0 and any method is right.
-So results are told by class of pixel: `strata` splits the pixels, and gives ensembles (n, S) that all functions take.
+So results are reported by class of pixel: `strata` splits the pixels into ensembles (n, S), which all functions take.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from .._validate import between, finite, non_negative, whole
 from .proper_scores import crps, crps_normal, crps_point, energy_score, ensemble, joined, on_host, parts
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "CLASSES", "LEVELS", "Sparsification", "coverage", "covered", "crps", "crps_normal", "crps_point", "energy_score",
-    "pixel_class", "predicted_sd", "rank_histogram", "ranks", "sparsification", "spread_skill", "strata", "summary",
-    "uniformity",
+    "pixel_class", "predicted_sd", "ranks", "sparsification", "spread_skill", "strata", "summary",
 ]  # fmt: skip
 
 CLASSES = ("background", "halo", "core")
-BACKGROUND, CORE = 0.001, 0.05  # of the mean KDE: below the first is background, above the second core
+# In units of a kernel's peak: a mean KDE below the first is background, above the second core. Both are conventions:
+# one kernel falls to them at 3.7 and 2.4 of its sds.
+BACKGROUND, CORE = 0.001, 0.05
 LEVELS = (0.5, 0.8, 0.95)  # of central intervals
 
 
@@ -37,8 +42,8 @@ LEVELS = (0.5, 0.8, 0.95)  # of central intervals
 def pixel_class(mean: Tensor) -> Tensor:
     """Class of each pixel, an index into CLASSES, from the mean KDE there: int64, of the mean's shape.
 
-    mean: from what knows neither the truth nor the samples that are judged: the exact E[y | x], ŷ, or the mean of
-        other samples. Where the truth happens to be high calibrated samples are lower, and the other way round.
+    mean: it must depend neither on the truth nor on the samples that are judged: the exact E[y | x], ŷ, or the mean
+        of other samples. Pixels chosen because their truth is high have calibrated samples that are lower.
     Raises ValueError where it is not finite.
     """
     finite("mean", mean)
@@ -65,8 +70,9 @@ def strata(samples: Tensor, truth: Tensor, mean: Tensor) -> dict[str, tuple[Tens
 def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     """How many of the samples lie below the truth, 0 … S: uniform for a calibrated ensemble.
 
-    Among samples equal to the truth its place is drawn, by the generator (on the CPU): so all S + 1 ranks stay equally
-    probable where background is exactly 0. samples: (B, S, ...). Returns (B, ...) int64.
+    Ties are broken at random, by the generator (on the CPU), so that all S + 1 ranks stay equally probable where
+    background is exactly 0. Their histogram has the shape ∪ where the spread is too small, ∩ where it is too large,
+    and a slope where there is a bias. samples: (B, S, ...). Returns (B, ...) int64.
     Hamill (2001, Mon. Wea. Rev. 129:550). Raises ValueError for shapes that do not fit, values that are not finite.
     """
     below, equal = _below(samples, truth)
@@ -74,40 +80,14 @@ def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     return below + (drawn * (equal + 1)).long()
 
 
-def rank_histogram(samples: Tensor, truth: Tensor, generator: torch.Generator, bins: int | None = None) -> Tensor:
-    """Counts of the ranks: ∪ where the spread is too small, ∩ where it is too large, a slope where there is a bias.
-
-    bins: a number that divides S + 1; None: S + 1. Returns (bins,) int64. Otherwise as `ranks`.
-    Raises ValueError for a number that does not divide, and what `ranks` raises.
-    """
-    count = samples.shape[1] + 1 if samples.ndim > 1 else 1
-    bins = count if bins is None else whole("bins", bins)
-    if count % bins:
-        raise ValueError(f"bins must divide S + 1 = {count}, got {bins}")
-    return torch.bincount(ranks(samples, truth, generator).flatten() // (count // bins), minlength=bins)
-
-
-def uniformity(counts: Tensor) -> tuple[float, float]:
-    """χ² of a rank histogram (K,) against equal counts, and its p-value with K − 1 degrees of freedom.
-
-    The p-value holds for independent values: for one pixel a frame, or frames of one number. Pixels of one frame hang
-    together, and with them χ² alone says nothing.
-    Raises ValueError for fewer than two bins, a negative count, or none counted.
-    """
-    n = non_negative("counts", counts).double().cpu().flatten()
-    if len(n) < 2 or float(n.sum()) == 0:
-        raise ValueError(f"counts must have two bins or more and a positive sum, got {counts.tolist()}")
-    result = stats.chisquare(n.numpy())
-    return float(result.statistic), float(result.pvalue)
-
-
 def covered(samples: Tensor, truth: Tensor, level: float) -> Tensor:
     """Probability that the central interval of this level holds the truth, (B, ...) float64, mostly 0 or 1.
 
-    S samples split the probability into S + 1 equal parts. The truth is in one of them, anywhere in it: with rank r its
-    place is uniform in [r, r + 1] / (S + 1), and that lies within level / 2 of 1/2, or not, or partly. For a
-    calibrated ensemble the mean is the level, whatever S. (The interval between two quantiles of the S samples is
-    too narrow: all of it, from the lowest to the highest, holds (S − 1) / (S + 1).) Ties are shared out.
+    S samples split the probability into S + 1 equal parts, and the truth lies in one of them: with rank r, its place
+    is uniform in [r, r + 1] / (S + 1). The result is the share of that range within level / 2 of 1/2. For a calibrated
+    ensemble its mean is the level, whatever S. (The interval between two quantiles of the S samples is too narrow:
+    even the one from the lowest to the highest sample holds only (S − 1) / (S + 1).) With ties, the range is that of
+    all equal ranks.
     Raises ValueError for a level outside [0, 1], and what `ranks` raises.
     """
     return _inside(*_below(samples, truth), samples.shape[1], level)
@@ -125,7 +105,7 @@ def coverage(samples: Tensor, truth: Tensor, levels: Sequence[float] = LEVELS) -
 def spread_skill(samples: Tensor, truth: Tensor) -> float:
     """√((S + 1) / S) · rms sd of the samples / rms error of their mean: 1 where calibrated, below 1 if too narrow.
 
-    The mean of S samples errs by a variance 1 + 1/S times that of a draw; sd is the unbiased one.
+    The squared error of the mean of S samples is 1 + 1/S times the variance of a draw; sd is the unbiased one.
     Fortin et al. (2014, J. Hydrometeorol. 15:1708). samples: (B, S, ...). NaN of no values.
     Raises ValueError as `crps` does.
     """
@@ -138,7 +118,8 @@ def predicted_sd(exact_sd: Tensor, estimate_error: Tensor, where: Tensor | None 
     """rms sd that an ideal model of p(y | ŷ) has: √ mean(Var[y|x] + (ŷ − E[y|x])²).
 
     Var(y|ŷ) = E[Var(y|x)|ŷ] + Var(E[y|x]|ŷ), averaged over frames. The second term is the mean of (ŷ − E[y|x])² where
-    E[y|ŷ] = ŷ, as for a φ trained to the minimum of the squared error; otherwise that is more, by the bias squared.
+    E[y|ŷ] = ŷ, as for a φ trained to the minimum of the squared error; otherwise that mean exceeds it by the squared
+    bias.
 
     exact_sd: √Var[y|x]; estimate_error: ŷ − E[y|x], the same shape. where: bool of that shape, the pixels that count;
     choose them by E[y|x] or ŷ. Raises ValueError for shapes that differ, values that are not finite, a negative
@@ -157,11 +138,11 @@ def predicted_sd(exact_sd: Tensor, estimate_error: Tensor, where: Tensor | None 
 
 @dataclass(frozen=True)
 class Sparsification:
-    """What is left of the error when the most uncertain values are taken out.
+    """The error that remains when the most uncertain values are removed.
 
-    removed: (K,) share taken out, from 0. curve: (K,) rms error of the others over that of all. oracle: (K,) the same
-    where the largest errors go first. area: between the two, over all shares: 0 for an sd that sorts as the
-    errors do; area_random: the same for an sd that knows nothing.
+    removed: (K,) share removed, from 0. curve: (K,) rms error of the others over that of all. oracle: (K,) the same
+    where the largest errors are removed first. area: between the two curves: 0 for an sd that sorts the values as
+    their errors do; area_random: the same for an sd without information.
     """
 
     removed: Tensor
@@ -172,10 +153,10 @@ class Sparsification:
 
 
 def sparsification(sd: Tensor, error: Tensor, points: int = 100) -> Sparsification:
-    """Does the claimed sd sort the values by their errors? It sees no scale: twice the sd, the same curve.
+    """Does the claimed sd sort the values by their errors? The scale of the sd does not matter.
 
-    sd: claimed, error: with or without sign, one shape. points: of the curves. Equal sds count as drawn in any order:
-    each stands for the mean squared error of all of them. Ilg et al. (2018, ECCV), with the area against the oracle.
+    sd: claimed; error: with or without sign, of the same shape. points: of the curves. Values with equal sds have no
+    order: each is given their mean squared error. Ilg et al. (2018, ECCV), with the area against the oracle.
     Raises ValueError for shapes that differ, values that are not finite, a negative sd, or errors that are all 0.
     """
     uncertain, squared = on_host("sd", sd).flatten(), on_host("error", error).flatten().square()
@@ -190,7 +171,7 @@ def sparsification(sd: Tensor, error: Tensor, points: int = 100) -> Sparsificati
     rest = torch.arange(1, len(squared) + 1, dtype=torch.float64)
 
     def curve(ascending: Tensor) -> Tensor:
-        left = (ascending.cumsum(0) / rest).sqrt()  # of the 1, 2, … n that are kept
+        left = (ascending.cumsum(0) / rest).sqrt()  # rms error of the first 1, 2, … n values
         return left.flip(0) / left[-1]
 
     ours, oracle = curve(shared[tie.sort().values]), curve(squared.sort().values)
@@ -199,14 +180,16 @@ def sparsification(sd: Tensor, error: Tensor, points: int = 100) -> Sparsificati
     return Sparsification(shown.double() / len(squared), ours[shown], oracle[shown], area, area_random)
 
 
-# -- all together ------------------------------------------------------------------------------------------
+# -- one table ------------------------------------------------------------------------------------------
 
 
 def summary(samples: Tensor, truth: Tensor, mean: Tensor, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
-    """A row for each class of pixels, and for all: how many, rms sd and error, spread–skill, CRPS, coverage.
+    """A row for each class of pixels and one for all: number, rms sd and error, spread–skill, CRPS, coverage.
 
     Arguments as in `strata` and `coverage`; the columns of coverage are named after the level, "coverage_80".
     """
+    import pandas as pd  # here, since it takes half a second to load
+
     rows = {}
     for name, (x, y) in strata(samples, truth, mean).items():
         variance, error = _moments(x, y)
@@ -230,14 +213,14 @@ def _below(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inside(below: Tensor, equal: Tensor, many: int, level: float) -> Tensor:
-    """Share of the truth's place on 0 … 1 that is in the central interval: (B, ...) float64."""
+    """Share of the range of the truth's rank, on 0 … 1, within the central interval: (B, ...) float64."""
     between("level", level, 0, 1)
     low, high = below.double() / (many + 1), (below + equal + 1).double() / (many + 1)
     return (high.clamp(max=0.5 + level / 2) - low.clamp(min=0.5 - level / 2)).clamp(min=0) / (high - low)
 
 
 def _moments(samples: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Mean over all values of the samples' unbiased variance, and of their mean's squared error; NaN of none."""
+    """Mean of the samples' unbiased variance, and mean squared error of their mean; NaN where there are no values."""
     variance = error = 0.0
     for x, y in parts(samples, truth):
         variance += x.var(-1, ddof=1).sum()

@@ -1,11 +1,11 @@
-"""Is the localization right: localizations paired with the truth, and scored as in the EPFL challenge of 2016.
+"""Are the localizations right? Localizations paired with the truth, and scored as in the EPFL challenge of 2016.
 
 The definitions are those of Sage et al. (2019, Nature Methods 16:387) and of the program that ranked the entries,
 CompareLocalization3D: a localization and an emitter of one frame can be a pair where they are at most 250 nm
-apart, the nearest of all such pairs is taken first, and what is paired is taken once. Jaccard index, precision and
-recall count the pairs; the RMSE, the bias and the efficiency are about the pairs alone. No emitter is left out for
-its photons. Frames in which nothing is found count here as any other; that program stops at the last frame of
-the shorter table.
+apart; the nearest of all such pairs is taken first, and each localization and emitter belongs to one pair at most.
+Jaccard index, precision and recall count the pairs; the RMSE and the bias are over the pairs alone. No emitter is left
+out because it is dim. Frames in which nothing is found count here as any other; that program stops at the last frame
+of the shorter table.
 """
 
 import math
@@ -15,13 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import KDTree
 from torch import Tensor
 
-from .._validate import between, choice, finite, image_shape, non_negative, positive, rank
+from .._validate import between, finite, image_shape, non_negative, positive, rank
 from ..imaging.psf import Emitters
 
 TOLERANCE_NM = 250.0  # of the challenge, laterally
@@ -29,7 +25,7 @@ BORDER_NM = 450.0  # of the challenge, for its frames of 6400 nm
 
 
 class Positions(Protocol):
-    """What has a frame, u and v, each (K,): a table of localizations, kde.Peaks, Points."""
+    """Anything with frame, u and v, each (K,): a table of localizations, kde.Peaks, Points."""
 
     @property
     def frame(self) -> Any: ...
@@ -57,7 +53,7 @@ class Points:
 class Pairs:
     """One-to-one pairs, the nearest first.
 
-    found, truth: (P,) int64, rows of the two arguments of `pair`.
+    found, truth: (P,) int64, rows of the two arguments of `match`.
     du, dv: (P,) float64, found − truth in camera pixels; distance: their length.
     """
 
@@ -102,19 +98,14 @@ def match(
     truth: Positions,
     pixel_size_nm: float,
     tolerance_nm: float = TOLERANCE_NM,
-    assignment: str = "greedy",
 ) -> Pairs:
     """Pair localizations with emitters of the same frame that are at most tolerance_nm away.
 
-    assignment: "greedy", the nearest of all possible pairs first, as in the challenge; equal distances go by the
-        row in found, then in truth. "optimal", the largest number of pairs, and among those the smallest
-        sum of squared distances; its memory grows as the square of a cluster of possible pairs that share
-        ends, which is no larger than a frame.
-    Returns Pairs on the CPU.
-    Raises ValueError for positions that are not finite or differ in length, a frame that is not a whole number,
-    a pixel size or tolerance that is not positive, or another assignment.
+    The nearest of all possible pairs is taken first, as in the challenge; equal distances are ordered by the row in
+    found, then in truth. Returns Pairs on the CPU.
+    Raises ValueError for positions that are not finite or differ in length, a frame that is not a whole number, or
+    a pixel size or tolerance that is not positive.
     """
-    choice("assignment", assignment, ("greedy", "optimal"))
     reach = float(positive("tolerance_nm", tolerance_nm)) / float(positive("pixel_size_nm", pixel_size_nm))
     frame, u, v = (np.concatenate(x) for x in zip(_arrays("found", found), _arrays("truth", truth), strict=True))
     count = len(_array(found.u))
@@ -126,7 +117,7 @@ def match(
     distance = np.hypot(du, dv)
     order = np.lexsort((j, i, distance))
     order = order[distance[order] <= reach]
-    chosen = order[(_greedy if assignment == "greedy" else _optimal)(i[order], j[order], distance[order] / reach)]
+    chosen = order[_nearest_first(i[order], j[order])]
     return Pairs(*(torch.from_numpy(x[chosen]) for x in (i, j, du, dv, distance)))
 
 
@@ -137,7 +128,6 @@ def score(
     shape: tuple[int, int] | None = None,
     border_nm: float = 0.0,
     tolerance_nm: float = TOLERANCE_NM,
-    assignment: str = "greedy",
     alpha: float = 1.0,
 ) -> Scores:
     """Score the localizations of a movie against its emitters.
@@ -145,14 +135,14 @@ def score(
     shape: (H, W) of the frames. Localizations and emitters within border_nm of a frame's edge, or beyond it, are
         taken out *before* the pairing, as in the challenge (which has border_nm = 450): an emitter just
         inside whose localization falls just outside is missed. None: all count, and border_nm must be 0.
-    alpha: nm⁻¹, of the efficiency. Other arguments and errors as in `pair`.
+    alpha: nm⁻¹, of the efficiency. Other arguments and errors as in `match`.
     Raises ValueError for a negative border, or one without shape or that leaves nothing of the frame.
     """
     if shape is not None:
         found, truth = (inside(x, shape, pixel_size_nm, border_nm) for x in (found, truth))
     elif non_negative("border_nm", border_nm) != 0:
         raise ValueError(f"border_nm must be 0 where shape is None, got {border_nm:g}")
-    pairs = match(found, truth, pixel_size_nm, tolerance_nm, assignment)
+    pairs = match(found, truth, pixel_size_nm, tolerance_nm)
     there, seen = len(_array(truth.u)), len(_array(found.u))
     jaccard = _ratio(len(pairs), there + seen - len(pairs))
     du, dv = pixel_size_nm * pairs.du, pixel_size_nm * pairs.dv
@@ -207,18 +197,20 @@ def efficiency(jaccard: float, rmse_nm: float, alpha: float = 1.0) -> float:
 
 
 def _neighbours(found: NDArray, truth: NDArray, reach: float) -> tuple[NDArray, NDArray]:
-    """Rows (i, j) of all pairs nearer than reach, and of some at it: a little more, for the tree's rounding."""
+    """Rows (i, j) of all pairs at most reach apart, and of a few beyond it: a margin for the tree's rounding."""
+    from scipy.spatial import KDTree  # here, since it takes a third of a second to load
+
     if not len(found) or not len(truth):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     near = KDTree(found).sparse_distance_matrix(KDTree(truth), 1.001 * reach, output_type="ndarray")
     return near["i"].astype(np.int64), near["j"].astype(np.int64)
 
 
-def _greedy(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:
-    """Which of the possible pairs are taken; they come sorted by distance.
+def _nearest_first(i: NDArray, j: NDArray) -> NDArray:
+    """Which of the possible pairs (i, j), sorted by distance, are taken: the nearest first.
 
-    A pair that is the nearest left for both its ends is one that greedy pairing takes, whatever happens elsewhere:
-    all such pairs are taken at once, what shares an end with them is struck out, and so on until none is left.
+    A pair that is the nearest one left for both its members is taken, whatever happens elsewhere. So all such pairs
+    are taken at once, every other pair that shares a member with them is removed, and so on until none is left.
     """
     nearest_i, nearest_j = (np.zeros(x.max(initial=0) + 1, np.int64) for x in (i, j))
     free_i, free_j = (np.ones(len(x), bool) for x in (nearest_i, nearest_j))
@@ -231,29 +223,6 @@ def _greedy(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:
         left = left[free_i[i[left]] & free_j[j[left]]]
         taken.append(pairs)
     return np.sort(np.concatenate(taken))
-
-
-def _optimal(i: NDArray, j: NDArray, distance: NDArray) -> NDArray:
-    """Which of the possible pairs are taken, by linear assignment in each connected part of their graph."""
-    if not len(i):
-        return np.zeros(0, np.int64)
-    (a, i), (b, j) = (np.unique(x, return_inverse=True) for x in (i, j))
-    graph = coo_array((np.ones(len(i)), (i, len(a) + j)), shape=(len(a) + len(b),) * 2)
-    part = connected_components(graph, directed=False)[1][i]
-    by_part = np.argsort(part, kind="stable")
-    taken = []
-    for edges in np.split(by_part, np.flatnonzero(np.diff(part[by_part])) + 1):
-        if len(edges) == 1:
-            taken.append(edges[0])
-            continue
-        (rows, r), (columns, c) = (np.unique(x[edges], return_inverse=True) for x in (i, j))
-        # one pair fewer costs more than all squared distances together, which are at most 1 each
-        cost = np.full((len(rows), len(columns)), min(len(rows), len(columns)) + 1.0)
-        edge = np.full(cost.shape, -1)
-        cost[r, c], edge[r, c] = distance[edges] ** 2, edges
-        best = edge[linear_sum_assignment(cost)]
-        taken.extend(best[best >= 0])
-    return np.sort(np.array(taken))
 
 
 def _arrays(name: str, positions: Positions) -> tuple[NDArray, NDArray, NDArray]:

@@ -1,16 +1,15 @@
-"""Proper scores of ensembles, Gaussians and points, and what every function of an ensemble needs."""
+"""Proper scores of ensembles, Gaussians and points, and the checks that all functions of an ensemble share."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import scoringrules
 import torch
 from torch import Tensor
 
 from .._validate import finite, non_negative
 
-VALUES_AT_ONCE = 1 << 22  # of the samples, in float64: bounds the memory
+VALUES_AT_ONCE = 1 << 22  # samples turned into float64 at once: 32 MB
 
 
 def crps(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
@@ -22,6 +21,8 @@ def crps(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
     Returns (B, ...) float64. Gneiting & Raftery (2007, JASA 102:359), Eq. 21.
     Raises ValueError for shapes that do not fit, values that are not finite, or too few samples.
     """
+    import scoringrules
+
     ensemble(samples, truth, 2 if fair else 1)
     estimator = "pwm" if fair else "qd"  # both need one sort and no S × S pairs
     pieces = [scoringrules.crps_ensemble(y, x, estimator=estimator, backend="numpy") for x, y in parts(samples, truth)]
@@ -33,6 +34,8 @@ def crps_normal(mean: Tensor, sd: Tensor, truth: Tensor) -> Tensor:
 
     Raises ValueError for shapes that do not broadcast to the truth's, values that are not finite, a negative sd.
     """
+    import scoringrules
+
     finite("mean", mean)
     non_negative("sd", sd)
     y = on_host("truth", truth)
@@ -52,17 +55,19 @@ def crps_point(estimate: Tensor, truth: Tensor) -> Tensor:
 
 
 def energy_score(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
-    """Energy score E‖X − y‖ − ½ E‖X − X′‖ of whole images: CRPS in many dimensions, which sees correlations too.
+    """Energy score E‖X − y‖ − ½ E‖X − X′‖ of whole images: the CRPS in many dimensions, sensitive to correlations.
 
     samples: (B, S, ...), truth: (B, ...); fair: as in `crps`. Returns (B,) float64.
     Raises ValueError as `crps` does.
     """
+    import scoringrules
+
     ensemble(samples, truth, 2 if fair else 1)
     scores = []
     for x, y in zip(samples, truth, strict=True):
         points = (x.detach().cpu().double() - y.detach().cpu().double()).flatten(1)  # (S, D), the truth at 0
         if points.shape[1] > points.shape[0]:
-            # S points and the origin lie in S dimensions; a rotation into them keeps all distances
+            # S points and the origin span S dimensions at most; a rotation into that space keeps all distances
             points = torch.linalg.qr(points.T, mode="r").R.T  # (S, S)
         zero = np.zeros(points.shape[1])
         estimator = "fair" if fair else "nrg"
@@ -71,7 +76,7 @@ def energy_score(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
 
 
 def parts(samples: Tensor, truth: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Samples (b, ..., S) and truth (b, ...) in float64 on the host, some frames at a time."""
+    """Samples (b, ..., S) and truth (b, ...) as float64 arrays in main memory, some frames at a time."""
     many = max(1, VALUES_AT_ONCE // max(1, samples[:1].numel()))
     for x, y in zip(samples.split(many), truth.split(many), strict=True):
         if len(y):
@@ -79,13 +84,13 @@ def parts(samples: Tensor, truth: Tensor) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def joined(pieces: Sequence[Any], truth: Tensor) -> Tensor:
-    """Parts of float64 or int64 as one tensor of the truth's shape."""
+    """Parts of float64 or int64 as one float64 tensor of the truth's shape."""
     flat = [torch.from_numpy(np.atleast_1d(np.asarray(part))).double().flatten() for part in pieces]
     return torch.cat(flat or [torch.zeros(0, dtype=torch.float64)]).reshape(truth.shape)
 
 
 def ensemble(samples: Tensor, truth: Tensor, least: int = 1) -> int:
-    """S, after a check that the shapes fit, all is finite and there are at least so many samples."""
+    """Check shapes, finite values and that there are at least `least` samples; return their number S."""
     if samples.ndim < 2 or (samples.shape[0], *samples.shape[2:]) != tuple(truth.shape):
         raise ValueError(
             f"samples and truth must have shapes (B, S, ...) and (B, ...), got {tuple(samples.shape)} "
@@ -99,4 +104,5 @@ def ensemble(samples: Tensor, truth: Tensor, least: int = 1) -> int:
 
 
 def on_host(name: str, values: Tensor) -> Tensor:
+    """Finite values as a float64 tensor in main memory."""
     return finite(name, values).detach().cpu().double()
