@@ -13,7 +13,7 @@ from smlmtut.imaging import simulate
 from smlmtut.imaging.camera import Camera
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
-from smlmtut.posterior.one import Posterior, Prior, grid_posterior, grid_posteriors
+from smlmtut.posterior.one import Posterior, Prior, grid_posterior
 
 READ = 2.3**2  # e⁻²
 
@@ -208,7 +208,8 @@ def test_calibrated_over_frames_drawn_from_the_prior(case):
     ranks: dict[str, list[float]] = {name: [] for name in [*open_names, "level"]}
     mean, error, variance = (torch.zeros(36, 36, dtype=torch.float64) for _ in range(3))
     y = kde_image(emitters_of(theta), (9, 9))[:, 0]
-    for p, truth, image in zip(grid_posteriors(frames, READ, prior), theta, y, strict=True):
+    for frame, truth, image in zip(frames, theta, y, strict=True):
+        p = grid_posterior(frame, READ, prior)
         for name in open_names:
             ranks[name].append(float(p.cdf(name, float(truth[PARAMETERS.index(name)]))))
         ranks["level"].append(p.credible_level(float(truth[0]), float(truth[1])))
@@ -265,8 +266,6 @@ def test_log_density_is_likelihood_times_prior():
         (lambda x: grid_posterior(x, -1.0), ("read_variance", "not negative", "-1")),
         (lambda x: grid_posterior(x, torch.ones(7, 8)), ("read_variance", "(8, 8)", "(7, 8)")),
         (lambda x: grid_posterior(x, 1.0, resolution=0.0), ("resolution", "positive", "0")),
-        (lambda x: list(grid_posteriors(x)), ("frames", "3 dimensions", "(8, 8)")),
-        (lambda x: list(grid_posteriors(x[None], torch.ones(2, 8, 8))), ("read_variance", "batch", "2")),
         (lambda x: bright(x).cdf("sigma", 1.0), ("name", "leaves open", "'sigma'")),
         (lambda x: bright(x).cdf("gain", 1.0), ("name", "'u'", "'gain'")),
         (lambda x: bright(x).credible_level(math.nan, 1.0), ("u", "finite", "nan")),

@@ -248,10 +248,6 @@ def test_same_seed_same_draws_and_what_they_say_is_theirs():
     torch.testing.assert_close(variance, images.var(1, correction=0))
     torch.testing.assert_close(a.mass()[0], images.sum((2, 3)).mean(1))
     torch.testing.assert_close(a.mass()[1], images.sum((2, 3)).std(1))
-    quantiles = a.kde_quantiles([0.1, 0.5])
-    torch.testing.assert_close(
-        quantiles, images.quantile(torch.tensor([0.1, 0.5], dtype=torch.float64), 1).movedim(0, 1)
-    )
     assert bool((a.photons > 0).sum(-1).eq(a.count).all())
 
 
@@ -298,7 +294,6 @@ X = torch.full((2, 6, 6), 4.0)
         (lambda: count_prior(-1, (6, 6)), ("most", "at least 0", "-1")),
         (lambda: count_prior(2, (6, 6), 0.0), ("density", "positive", "0")),
         (lambda: count_prior(2, (6, 6), margin=-1.0), ("margin", "not negative", "-1")),
-        (lambda: small().kde_quantiles([0.5, 1.5]), ("levels", "[0, 1]", "1.5")),
         (lambda: small().mass(sigma=0.0), ("sigma", "positive", "0")),
         (lambda: level(Emitters.single(2.0, 2.0, 300.0)), ("truth", "batch", "2", "1")),
         (lambda: level(pairs([9.0, 2.0])), ("truth", "within the prior")),

@@ -1,4 +1,12 @@
-"""What a frame tells of its emitters: likelihood, Fisher information and bounds, spots and their fits."""
+"""What a frame says about its emitters.
+
+likelihood    of a raw pixel value: the exact mixture (Eq. 1) and its surrogate (Eq. 2)
+mixture       the sum in the exact mixture, with a proven error
+fisher        Fisher information (Eq. 3) and Cramér–Rao bounds
+closed_forms  of the bound: Thompson, Mortensen, Rieger and Stallinga
+spots         find spots in frames and cut them out
+fit           maximum likelihood for isolated spots
+"""
 
 from .fisher import bound, fisher_information, localization_bound
 from .fit import Fit, first_guess, fit_spots

@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 TAIL_DEPTH = 30.0  # the quadrature leaves out about exp(−30), 1e-13, of its integrand
-STEP_DEPTH = 25.0  # exponent of the step's error where its rough estimate in `_steps` holds
-AGREEMENT = 1e-4  # between a sum and its half; the error of a full sum is about the square of it
-NODES = 1 << 18  # quadrature nodes held at once
-DARK = 1e-150  # a derivative below it has no square: the pixel is too far away to be moved
+STEP_DEPTH = 25.0  # the steps are chosen so that their error is about exp(−25), by the rough estimate in `_steps`
+AGREEMENT = 1e-4  # required between a full sum and its halves; the error of a full sum is about the square of it
+NODES = 1 << 18  # quadrature nodes in memory: some 2 MB for each of their tensors
+DARK = 1e-150  # a derivative smaller than this has a square of 0: the pixel does not depend on the parameter
 FAINTEST = 1e-290  # smallest rate of the quadrature, e-
 SINGULAR = 1e-13  # pivot, relative to the diagonal, below which a Cholesky factor is rounding noise
 

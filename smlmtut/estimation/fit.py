@@ -85,8 +85,8 @@ def fit_spots(
     read_variance: photo-electrons²: a float, (h, w) or (B, h, w) (a crop of the sensor's map for every spot).
     start: (B, P) first guess; None: border mean, sum and centroid.
     tolerance: a fit has converged when its next step is below this share of the claimed sd in every parameter.
-    chunk: spots worked on at a time, which bounds the memory: about 8 kB a spot in float32 for 11 × 11 pixels.
-        None: 8192 on a CPU, where they stay in its cache, and 262144 elsewhere.
+    chunk: number of spots fitted at a time, which bounds the memory: about 8 kB a spot in float32 for 11 × 11 pixels.
+        None: 8192 on a CPU and 262144 elsewhere.
     device: where to compute; None: where spots is. Results come back to the device of spots.
     The search keeps ω' > 0: background ≥ −min(var)/2, photons > 0; 0.2 px ≤ sigma ≤ window; position at most
     one pixel outside the window. A fit that stops at a limit, but for the background, has not converged.
@@ -125,7 +125,7 @@ def fit_spots(
         guess = finite("start", start[rows].to(x)) if start is not None else first_guess(x, sigma, fit_sigma)
         _fit_chunk(fit, first, x, var, guess, sigma, tolerance, max_iterations)
         counts = x + var  # x'
-        if bool((counts < 0).any()):  # the search needs the term x' log ω' there, the deviance leaves it out
+        if bool((counts < 0).any()):  # the search keeps the term x' log ω' there, the deviance leaves it out
             rate = _rate(fit.estimate[rows].to(x).T, _last(var, x), sigma)[0].permute(2, 0, 1)
             fit.deviance[rows] += 2 * (counts.clamp(max=0) * rate.log()).sum((1, 2)).to(fit.deviance.device)
     return fit
@@ -155,7 +155,7 @@ def _empty(count: int, names: tuple[str, ...], like: Tensor) -> Fit:
 def _fit_chunk(
     fit: Fit, first: int, spots: Tensor, variance: Tensor, guess: Tensor, sigma: float, tolerance: float, steps: int
 ) -> None:
-    """Damped Fisher scoring on one chunk, whose rows of fit it fills. A spot leaves the loop when it is done."""
+    """Damped Fisher scoring on one chunk; fills its rows of fit. A spot leaves the loop when it is done."""
     height, width = spots.shape[1:]
     var = _last(variance, spots)
     x = spots.permute(1, 2, 0) + var  # x' (h, w, B)
@@ -175,7 +175,7 @@ def _fit_chunk(
         left = slice(None)
         if bool(done.any()):
             if bool((done & (damping > 0)).any()):
-                sd = _solve(information, score, torch.zeros_like(damping))[1]  # what is claimed is not damped
+                sd = _solve(information, score, torch.zeros_like(damping))[1]  # the claimed sd is without damping
             inside = ((theta > low) & (theta < high))[[0, 1, 2, *range(4, len(theta))]].all(0)
             converged = small & inside & sd.isfinite().all(0)
             sd = torch.where(converged, sd, math.inf)
@@ -193,13 +193,13 @@ def _fit_chunk(
             if var.shape[2] > 1:
                 var, low = var[..., left], low[:, left]
         new = (trial, *_evaluate(trial, x, var, sigma))
-        # rounding of the deviance: some eps Σ|x' − ω'| ≤ eps √(χ² Σω')
+        # the deviance has a rounding error of a few eps Σ|x' − ω'| ≤ eps √(χ² Σω')
         slack = 4 * torch.finfo(x.dtype).eps * (state[2] * total).sqrt()
-        gained, foreseen = state[1] - new[1] + slack, (step * score).sum(0)[left]  # of the deviance
+        gained, predicted = state[1] - new[1] + slack, (step * score).sum(0)[left]  # fall of the deviance
         better = gained >= 0
         state = tuple(torch.where(better, after, before) for after, before in zip(new, state, strict=True))
-        damping = torch.where(gained > 0.7 * foreseen, torch.where(damping > 0.02, damping / 3, 0.0), damping)
-        damping = torch.where(gained < 0.5 * foreseen, (4 * damping).clamp(min=0.1), damping)
+        damping = torch.where(gained > 0.7 * predicted, torch.where(damping > 0.02, damping / 3, 0.0), damping)
+        damping = torch.where(gained < 0.5 * predicted, (4 * damping).clamp(min=0.1), damping)
 
 
 def _last(variance: Tensor, spots: Tensor) -> Tensor:
@@ -221,12 +221,12 @@ def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Deviance (B,), chi-square (B,), score (P, B) and Fisher information (P, P, B) at theta (P, B).
 
-    Where x' ≤ 0 the deviance here has the term −2 x' log ω', so that the score is its slope.
+    Where x' ≤ 0 the deviance here keeps the term −2 x' log ω', so that −2 times the score is its gradient.
     """
     photons, (rate, columns, rows) = theta[2], _rate(theta, var, sigma)
     weight = 1 / rate
     residual = x - rate
-    excess = residual * weight  # x'/ω' − 1; log1p of it keeps digits that log(x'/ω') loses in bright pixels
+    excess = residual * weight  # x'/ω' − 1; its log1p keeps digits that log(x'/ω') loses in bright pixels
     deviance = 2 * (x * torch.log1p(torch.where(x > 0, excess, weight - 1)) - residual).sum((0, 1))
     chi_square = (residual * excess).sum((0, 1))
     by_column = _sum_columns(excess, columns)  # (4, h, B)

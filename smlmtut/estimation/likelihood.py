@@ -15,8 +15,8 @@ from ..imaging.camera import Camera
 from .mixture import SCORE_TOLERANCE, electrons, mixture, score
 
 Value = float | Tensor
-EDGE = -0.5  # where the surrogate's log Γ(x' + 1) leaves off: half-way to the count below 0
-SLOPE = -1.9635100260214235  # of it there: ψ(1/2) = −γ − 2 log 2
+EDGE = -0.5  # below this x', the surrogate's log Γ(x' + 1) is replaced by its tangent: half-way to its pole at −1
+SLOPE = -1.9635100260214235  # of that tangent: ψ(1/2) = −γ − 2 log 2
 
 
 def exact_log_likelihood(x: Value, rate: Value, camera: Camera, tolerance: float = 1e-10) -> Tensor:
@@ -67,8 +67,8 @@ def surrogate_log_likelihood(x: Value, rate: Value, camera: Camera) -> Tensor:
     x' log ω' − ω' − log Γ(x' + 1), in nats, per photo-electron (subtract log g for a density per ADU).
 
     x: ADU; rate: ω ≥ 0 in photo-electrons. Returns the broadcast shape, float64; differentiable.
-    Γ has poles from x' = −1 down: below x' = −1/2, log Γ(x' + 1) goes on along its tangent. That term does
-    not depend on ω: score and information are untouched. Where ω' = 0 the result is −inf except at x' = 0.
+    Γ has poles at x' = −1, −2, …: below x' = −1/2, log Γ(x' + 1) is replaced by its tangent there. That term does
+    not depend on ω, so score and information do not change. Where ω' = 0 the result is −inf except at x' = 0.
     Raises ValueError where x or rate is not finite, rate is negative, or shapes do not broadcast.
     """
     counts, rate = _surrogate(x, rate, camera)
@@ -103,7 +103,7 @@ def deviance(x: Value, rate: Value, camera: Camera) -> Tensor:
 
 
 class _ExactLogLikelihood(torch.autograd.Function):
-    """The mixture's log-density with its closed-form derivatives, so that autograd never sees the sum."""
+    """The mixture's log-density with its closed-form derivatives, so that autograd does not go through the sum."""
 
     @staticmethod
     def forward(ctx, x, rate, gain, offset, variance, tolerance):

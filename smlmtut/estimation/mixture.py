@@ -8,9 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-CELLS = 1 << 15  # values, and terms of their sums, held at once: temporaries that fit a cache
-TERMS = 1 << 17
-SCORE_TOLERANCE = 1e-16  # of sums behind a derivative; the window is a fifth wider than at 1e-10
+CELLS, TERMS = 1 << 15, 1 << 17  # values, and terms of their sums, in memory: temporaries of 1 MB fit into a cache
+SCORE_TOLERANCE = 1e-16  # of the sums that a derivative is made of; their window is a fifth wider than at 1e-10
 
 
 def mixture(
@@ -78,7 +77,7 @@ def _mixture(z: Tensor, rest: Tensor, rate: Tensor, v: Tensor, tolerance: float)
     return peak + log_sum, (mode - rate) + shift
 
 
-# Why leaving out terms is safe. Write t(q) for the summand and r(q) = t(q + 1)/t(q); then
+# Proof that the terms left out are below the tolerance. Write t(q) for the summand and r(q) = t(q + 1)/t(q); then
 #     log r(q) = log ω − log(q + 1) + (z − q − 1/2)/v
 # falls strictly: t is log-concave. Let m be its mode, the first q with r(q) ≤ 1, so r(m − 1) > 1 ≥ r(m).
 # Summing log r outward from m, and using Σ_{i<j} log(1 + i/y) ≥ y h((j − 1)/y) with
@@ -119,7 +118,7 @@ def _mode(z: Tensor, rest: Tensor, rate: Tensor, v: Tensor) -> Tensor:
         if bool(((y * step).abs() < 0.1).logical_or(log_y < 0).all()):
             break
     mode = (log_y.exp() - 1).ceil().clamp(min=0)
-    for _ in range(2):  # put right a root that rounding moved across a whole number
+    for _ in range(2):  # correct a root that rounding moved across a whole number
         mode = torch.where(_log_ratio(mode, z, rest, log_rate, v) > 0, mode + 1, mode)
         mode = torch.where((mode > 0) & (_log_ratio(mode - 1, z, rest, log_rate, v) <= 0), mode - 1, mode)
     return torch.where(rate > 0, mode, 0.0)

@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from scipy import ndimage
-from skimage.feature import peak_local_max
 from torch import Tensor
 
 from .._validate import finite, positive, rank, whole
@@ -12,14 +10,18 @@ from .._validate import finite, positive, rank, whole
 def find_spots(frames: Tensor, sigma: float = 1.0, threshold: float = 5.0, border: int = 0) -> Tensor:
     """Candidate spots: local maxima of a matched filter, above a multiple of its noise.
 
-    The filter is the PSF minus one twice as wide, which takes the local background away. Its noise is estimated
-    frame by frame from the median absolute deviation, so a crowded frame raises it.
+    The filter is the PSF minus one twice as wide, which removes the local background. Its noise is estimated frame by
+    frame from the median absolute deviation, which a crowded frame raises.
 
     frames: (T, H, W) photo-electrons (or any unit: the threshold is relative). sigma: PSF sd in pixels.
     threshold: smallest height of a maximum in units of that noise. border: pixels at the edge left out.
     Returns (K, 3) int64: frame, row, column; frame by frame, the brightest maximum first.
     Raises ValueError for a value that is not finite, a wrong rank, or a frame smaller than twice the border.
     """
+    # imported here, since they take 0.3 s to load
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+
     rank("frames", finite("frames", frames), 3)
     positive("sigma", sigma)
     positive("threshold", threshold)

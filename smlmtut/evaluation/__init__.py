@@ -3,6 +3,9 @@
     localization   localizations paired with emitters; Jaccard index, RMSE, efficiency
     calibration    ranks, coverage, spread against error, sparsification; a table by class of pixel
     proper_scores  CRPS and energy score
+
+The face loads no library but numpy and torch: pandas, scipy and scoringrules are imported by the functions that need
+them.
 """
 
 from .calibration import coverage, ranks, sparsification, spread_skill, summary

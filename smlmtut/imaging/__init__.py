@@ -1,4 +1,14 @@
-"""From emitters to frames: the point-spread function, the camera, scenes to train on, kernel density estimates."""
+"""From emitters to frames, and to kernel density estimates.
+
+psf            expected photo-electrons of point emitters (Eq. 10 and 11) and their derivatives
+camera         raw frames from them, and back: an sCMOS camera, pixel by pixel
+kde            kernel density estimates, their peaks, and rendered tables
+simulate       simple scenes and their frames
+scenes         training scenes, drawn from a prior
+distributions  what their quantities are drawn from
+structures     positions on filaments, rings and clusters
+blinking       movies of molecules that blink and bleach
+"""
 
 from .camera import Camera, expose, to_photoelectrons
 from .kde import kde_image, to_coordinates

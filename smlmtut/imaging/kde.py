@@ -1,7 +1,7 @@
-"""Kernel density estimates: the image of the emitters on a finer grid, its peaks, and a table rendered as one.
+"""Kernel density estimates: an image of the emitters on a finer grid, its peaks, and tables rendered as images.
 
-Camera pixel coordinate u and super-resolved index s belong together by s = f (u + 1/2) − 1/2: the f·f
-super-resolved pixels tile the camera pixel, and in both grids a whole number is the centre of a pixel.
+Camera pixel coordinate u and super-resolved index s are related by s = f (u + 1/2) − 1/2: f·f super-resolved pixels
+tile a camera pixel, and on both grids a whole number is the centre of a pixel.
 """
 
 import math
@@ -18,9 +18,9 @@ from .._validate import choice, finite, image_shape, non_negative, positive, ran
 from .psf import Emitters, pixel_integral
 
 Coordinate = TypeVar("Coordinate", float, np.ndarray, Tensor)
-REACH = 8  # a rendered Gaussian ends so many sd from its centre: 1.2e-15 lies beyond
-MASS_REACH = 4  # super-resolved pixels about a peak whose mass is counted as its own
-LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of `render`
+REACH = 8  # a rendered Gaussian is cut off at this many sds from its centre: 1.2e-15 of it lies beyond
+MASS_REACH = 4  # super-resolved pixels: radius about a peak within which mass can count as its own, 4 kernel sds
+LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of `render`, to 16 MB a temporary
 
 
 def to_super_resolved(position: Coordinate, factor: int = 4) -> Coordinate:
@@ -50,8 +50,8 @@ def kde_image(
     amplitude: "peak", a = 1: a kernel at a pixel's centre reaches 1 there; "mass", a = 1 / (2π sigma²): a
         kernel away from the border sums to 1, within some 4 exp(−2π² sigma²): 1.1e-8 at sigma = 1.
     weights w: (B, E) tensor, for instance emitters.photons; None: 1.
-    Returns (B, 1, f·H, f·W), in the type and on the device of emitters.u. Kernels overlap by adding. Of an
-    emitter beyond the border only the tail that reaches the grid is seen.
+    Returns (B, 1, f·H, f·W), in the type and on the device of emitters.u. Overlapping kernels add up. An emitter
+    beyond the border contributes the tail that reaches the grid.
     Raises ValueError where sigma is not positive, factor is not a whole number ≥ 1, or weights has another
     shape or is not finite.
     """
@@ -93,12 +93,12 @@ class Peaks:
 def to_coordinates(
     y: Tensor, factor: int = 4, sigma: float = 1.0, threshold: float = 0.25, min_mass: float = 0.0
 ) -> Peaks:
-    """Positions of the emitters that a KDE, or an estimate of one, shows.
+    """Positions of the emitters in a KDE, or in an estimate of one.
 
-    Every local maximum among its eight neighbours above the threshold is one. Its position is refined by the
-    Gaussian through the sums of the three columns (for u) and of the three rows (for v) about it: exact for a
-    lone Gaussian blob of any width; at the border, where one of the three is missing, for one of sd sigma.
-    A pixel's mass belongs to the nearest maximum, at most 4 pixels away.
+    An emitter is a pixel above the threshold that none of its eight neighbours exceeds. Its position is refined by
+    the Gaussian through the sums of the three columns (for u) and of the three rows (for v) about it. This is exact
+    for a single Gaussian of any width; at the border, where one of the three is missing, for one of sd sigma.
+    The mass of a pixel belongs to the nearest maximum, if that is at most MASS_REACH pixels away.
 
     y: (B, 1, f·H, f·W), kernels of peak 1 and sd sigma (super-resolved pixels). threshold: lowest height;
     min_mass: lowest mass. Raises ValueError for a value that is not finite, a wrong shape or a negative limit.
@@ -121,11 +121,11 @@ def to_coordinates(
     )
     if bool((equal > 1).any()):
         frame, row, column, down, along = _plateaus(highest, equal)
-    # beyond the border lies what is on it
+    # a pixel beyond the border counts as the border's nearest
     patch = _patches(F.pad(y[:, None], (1, 1, 1, 1), mode="replicate")[:, 0], frame, row, column)  # (K, 3, 3)
     s_u = column + _vertex(patch.sum(1), column == 0, column == width - 1, sigma)
     s_v = row + _vertex(patch.sum(2), row == 0, row == height - 1, sigma)
-    # two equal pixels have the maximum between them, as the Gaussian says; a longer plateau has it in its middle
+    # the Gaussian puts the maximum between two equal pixels; of a longer plateau it is the middle
     u = to_camera(torch.where(along > 1, column + along / 2, s_u), factor)
     v = to_camera(torch.where(down > 1, row + down / 2, s_v), factor)
     mass = _mass(y, frame, row + down // 2, column + along // 2) / (2 * math.pi * sigma**2)
@@ -140,10 +140,10 @@ def _patches(padded: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tens
 
 
 def _plateaus(highest: Tensor, equal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Groups of maxima that touch, and so are equal: frame, first row and column, rows and columns beyond that.
+    """Groups of touching maxima, which are equal: frame, first row and column, and further rows and columns, (K,) each.
 
-    equal: (P,) pixels as high as each among it and its neighbours. Where some of them are no maxima, since
-    something higher is beside them, the group is a terrace and no maximum.
+    equal: (P,) number of pixels as high as each maximum, among itself and its neighbours. Where one of them is not a
+    maximum, because a neighbour of its own is higher, the group is a terrace on a slope, and is left out.
     """
     label = torch.arange(1, highest.numel() + 1, dtype=torch.float64, device=highest.device).reshape(highest.shape)
     label, before = torch.where(highest, label, 0.0), highest.double()
@@ -182,7 +182,7 @@ def _vertex(three: Tensor, no_low: Tensor, no_high: Tensor, sigma: float) -> Ten
 
 
 def _mass(y: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Sum of y over the pixels that are nearer to each maximum than to the others and not too far: (K,)."""
+    """Sum of y over the pixels that are nearer to each maximum than to any other, and within MASS_REACH: (K,)."""
     height, width = y.shape[1:]
     steps = torch.arange(-MASS_REACH, MASS_REACH + 1, device=y.device)
     dy, dx = (d.flatten() for d in torch.meshgrid(steps, steps, indexing="ij"))
@@ -191,7 +191,7 @@ def _mass(y: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
     distance = (dy**2 + dx**2)[disc].expand(rows.shape)
     inside = _inside(rows, columns, y.shape)
     pixel = ((frame[:, None] * height + rows) * width + columns).clamp(0, y.numel() - 1)
-    # one number that orders by distance first and by maximum second: ties have one winner
+    # one number that sorts by distance first and by maximum second, so that ties have one winner
     order = distance * len(row) + torch.arange(len(row), device=y.device)[:, None]
     order = torch.where(inside, order, torch.iinfo(torch.int64).max)
     nearest = torch.full((y.numel(),), torch.iinfo(torch.int64).max, device=y.device)
@@ -212,8 +212,7 @@ def render(
     u, v: (N,) positions in camera pixels. shape: (H, W) of the camera frame; factor: pixels per camera pixel.
     sd: None, a histogram: each localization counts in the pixel it falls into; or a standard deviation in
         camera pixels, one for all or (N,): each is a Gaussian, integrated over the super-resolved pixels.
-    Returns (f·H, f·W) float64, in main memory. The mass that falls outside the frame is not in the image:
-    the image's sum says how much is inside.
+    Returns (f·H, f·W) float64, in main memory. Mass that falls outside the frame is not in the image.
     Raises ValueError where u, v or sd differ in length or are not finite, or sd is not positive.
     """
     height, width = (whole("factor", factor) * n for n in image_shape("shape", shape))

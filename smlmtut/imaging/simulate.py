@@ -1,4 +1,4 @@
-"""Scenes and frames, batched: emitters are drawn on the generator's device, and frames exposed there."""
+"""Simple scenes and their frames, in batches, drawn and exposed on the generator's device."""
 
 import math
 
@@ -60,7 +60,7 @@ def uniform_on_disc(
 
     count: emitters in every frame, or (fewest, most), both included, drawn anew for each frame.
     radius, center (u, v): camera pixels. photons: a number, or (low, high) to draw from evenly.
-    Returns B frames of E = the largest possible count; present tells which of them are there.
+    Returns B frames of E = the largest possible count; present marks which of them are there.
     Raises ValueError for a negative count, a radius that is not positive, or a range whose ends are swapped.
     """
     whole("batch", batch)
@@ -85,7 +85,7 @@ def uniform_in_frame(
     count: as in uniform_on_disc; or density: emitters per camera pixel, so that each frame holds a Poisson
         number of them with mean density · H · W. Exactly one of the two.
     photons: a number, or (low, high) to draw from evenly.
-    Returns B frames of E = the largest count (at least 1); present tells which of them are there.
+    Returns B frames of E = the largest count (at least 1); present marks which of them are there.
     Raises ValueError where both or neither are given, or one is negative.
     """
     whole("batch", batch)

@@ -1,4 +1,4 @@
-"""Where molecules sit in a cell: on filaments, on rings, in clusters. Positions only; light comes later."""
+"""Positions of molecules on structures like those of a cell: filaments, rings and clusters."""
 
 import math
 
@@ -9,10 +9,11 @@ from .._validate import choice, image_shape, non_negative
 from .psf import present_mask
 
 NAMES = ("filaments", "rings", "clusters")
+# chosen to vary the training scenes; px are of 108 nm
 BENDING = 0.05  # sd of a filament's change of direction, radians per pixel of its length
-RING_RADIUS = (0.4, 1.2)  # px: 43 to 130 nm with pixels of 108 nm; a nuclear pore's ring has 50 nm
-CLUSTER_SD = (0.3, 1.5)  # px
-THICKNESS = 0.1  # px, sd of a molecule's distance from its filament or ring
+RING_RADIUS = (0.4, 1.2)  # px: 43 to 130 nm; the ring of a nuclear pore has 50 nm
+CLUSTER_SD = (0.3, 1.5)  # px: 32 to 162 nm
+THICKNESS = 0.1  # px, 11 nm: sd of a molecule's distance from its filament or ring
 
 
 def draw(
@@ -20,11 +21,11 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Emitters on structures that are drawn anew for every frame.
 
-    name: "filaments": curves that wander across the frame, about one for 12 px of its side; "rings": circles
-        of random radius, one for 40 px²; "clusters": round Gaussian clouds, one for 60 px².
-    per_pixel: (B,) mean number of emitters per pixel of the frame; they choose a structure evenly.
-    Returns u, v (B, E) float32 and present (B, E): a Poisson number in each frame. Some lie beyond the border,
-    by a structure's size at most; of a filament, by a pixel.
+    name: "filaments": curves across the frame, about one for 12 px of its longer side; "rings": circles of random
+        radius, one for 40 px²; "clusters": round Gaussian clouds, one for 60 px².
+    per_pixel: (B,) mean number of emitters per pixel of the frame; all structures of a frame are equally likely.
+    Returns u, v (B, E) float32 and present (B, E): a Poisson number in each frame. Some lie beyond the border, at
+    most by the size of a structure, or by a pixel for a filament.
     """
     choice("name", name, NAMES)
     height, width = image_shape("shape", shape)
@@ -49,7 +50,7 @@ def _filaments(size: torch.Size, shape: tuple[int, int], generator: torch.Genera
     # the middle of the walk lies near the place that was drawn, inside the frame
     path_u = path_u - path_u[..., length // 2 :][..., :1] + start_u * width - 0.5
     path_v = path_v - path_v[..., length // 2 :][..., :1] + start_v * height - 0.5
-    # emitters sit evenly along what lies inside the frame: the middle of every walk does
+    # emitters are spread evenly along the part of the walks inside the frame, where the middle of each walk is
     inside = ((path_u + 0.5 - width / 2).abs() < width / 2) & ((path_v + 0.5 - height / 2).abs() < height / 2)
     chance = inside[..., :-1].flatten(1).float()  # (B, filaments · steps)
     picked = torch.multinomial(chance, size[1], replacement=True, generator=generator)

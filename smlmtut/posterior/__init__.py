@@ -1,8 +1,25 @@
-"""The exact posterior: of one emitter on a grid, of an unknown number of them by Markov chains that are checked."""
+"""The exact posterior of a frame: of one emitter on a grid, of an unknown number of them by Markov chains.
+
+One emitter, `grid_posterior`:
+
+    one          Bayes' rule in three steps, and what can be asked of the result
+    search       the likelihood of a frame; which positions matter
+    grid         a quadrature rule over them
+    integral     the likelihood at its nodes, and its sums
+
+Several emitters, `chain_posterior`:
+
+    many         the draws, and what can be asked of them
+    chains       the state of the chains and its likelihood
+    moves        what a chain may do next, and with which probability
+    proposals    the densities that the moves draw from
+    sweeps       from the start to the last draw
+    convergence  split-R̂ and effective size: can the draws be trusted?
+"""
 
 from .convergence import effective_size, split_r_hat
 from .many import Draws, chain_posterior, count_prior
-from .one import Posterior, Prior, grid_posterior, grid_posteriors
+from .one import Posterior, Prior, grid_posterior
 
 __all__ = [
     "Draws",
@@ -12,6 +29,5 @@ __all__ = [
     "count_prior",
     "effective_size",
     "grid_posterior",
-    "grid_posteriors",
     "split_r_hat",
 ]

@@ -1,4 +1,4 @@
-"""Can the draws of several Markov chains be trusted? Split-R̂ and the effective number of draws.
+"""Several emitters: have the chains converged? Split-R̂ and the effective number of draws.
 
 Gelman, Carlin, Stern, Dunson, Vehtari and Rubin, Bayesian Data Analysis, 3rd edition, chapter 11; Geyer 1992,
 Statistical Science 7:473, for where the sum over the autocorrelations ends.
@@ -11,7 +11,7 @@ from .._validate import finite
 
 
 def split_r_hat(draws: Tensor) -> Tensor:
-    """√(total variance / variance within), each chain cut into two halves: near 1 where all tell the same.
+    """√(total variance / variance within a chain), with each chain split into halves: near 1 where the chains agree.
 
     draws: (..., C, S) of C chains. Returns (...); 1 where nothing varies. Above 1.01 the chains have not mixed.
     Raises ValueError where a draw is not finite or S < 4.
@@ -26,15 +26,17 @@ def split_r_hat(draws: Tensor) -> Tensor:
 def effective_size(draws: Tensor) -> Tensor:
     """The number of independent draws whose mean would be as precise as that of these.
 
-    C S / (1 + 2 Σ_t ρ_t), ρ_t the autocorrelation at lag t of the chains' halves, in which chains that disagree count
-    as correlated. The sum ends where two neighbours together turn negative, and its pairs are made to fall (Geyer).
+    C S / (1 + 2 Σ_t ρ_t), where ρ_t is the autocorrelation at lag t of the chains' halves; chains that disagree count
+    as correlated. The sum is over pairs of neighbouring lags. It ends at the first pair that is negative, and no pair
+    may exceed the one before it (Geyer's initial monotone sequence).
 
     draws: (..., C, S). Returns (...), at most C S; C S where nothing varies. Raises ValueError as split_r_hat.
     """
     halves = _halves(draws)
     chains, length = halves.shape[-2:]
     centred = halves - halves.mean(-1, keepdim=True)
-    spectrum = torch.fft.rfft(centred, 2 * length).abs() ** 2  # padded with zeros, so that the ends do not meet
+    # padded with zeros, so that the correlation is not circular
+    spectrum = torch.fft.rfft(centred, 2 * length).abs() ** 2
     covariance = torch.fft.irfft(spectrum, 2 * length)[..., :length].mean(-2) / length  # (..., S/2), lag by lag
     within = halves.var(-1).mean(-1)
     total = (length - 1) / length * within + halves.mean(-1).var(-1)
@@ -47,7 +49,7 @@ def effective_size(draws: Tensor) -> Tensor:
 
 
 def _halves(draws: Tensor) -> Tensor:
-    """(..., C, S) as (..., 2C, S/2); of an odd number of draws the middle one is left out."""
+    """(..., C, S) as (..., 2C, S/2); the middle one of an odd number of draws is left out."""
     if finite("draws", draws).ndim < 2 or draws.shape[-1] < 4:
         raise ValueError(f"draws must have shape (..., C, S) with S of at least 4, got {tuple(draws.shape)}")
     half = draws.shape[-1] // 2
@@ -55,5 +57,5 @@ def _halves(draws: Tensor) -> Tensor:
 
 
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """top / bottom, 1 where both are 0 and infinite where chains stand still at different places."""
+    """top / bottom; 1 where both are 0, and infinite where the chains are constant but differ."""
     return torch.where((top == 0) & (bottom == 0), 1.0, top / bottom)

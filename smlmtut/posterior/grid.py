@@ -1,46 +1,51 @@
-"""The grid of the exact posterior: a product of quadrature rules over the box that the search leaves.
+"""One emitter, step 2: the grid, a product of quadrature rules over the box that the search leaves.
 
-An end that the prior sets gets a Gauss-Legendre rule; an end inside the prior, where the integrand has vanished, the
-trapezoidal rule, which then converges as fast.
+Along an axis where the prior cuts the posterior off, the rule is Gauss-Legendre. Where the posterior vanishes at both
+ends, it is the trapezoidal rule, which then converges as fast.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 from ..estimation.fisher import fisher_information
 from ..estimation.fit import PARAMETERS
 from ..imaging.psf import PSF, Emitters, rate_gradient
-from .search import TINY, Found, Scene
+from .search import TINY, Found, FrameLikelihood
 
-GAUSS = 1.25  # nodes of the Gauss-Legendre rule per step of the trapezoidal one
+if TYPE_CHECKING:
+    from scipy.interpolate import RectBivariateSpline
+
+GAUSS = 1.25  # nodes of the Gauss-Legendre rule for each step of the trapezoidal one
 STEP = 1.0  # of the trapezoidal rule, in sd: its error is 2 exp(−2π²/STEP²) = 5e-9 for a Gaussian
-WIDEST = 0.14  # px: longest step in u and v, enough for the square of the kernel of kde, sd 0.25/√2 px
-BLUR = 0.7  # sd of the proposals about a node in mean steps: their density has ripples of 2 exp(−2π² BLUR²) = 1e-4
-FINER = 8  # cells per node and axis of the interpolated position density
+WIDEST = 0.14  # px: longest step in u and v; it resolves the square of a KDE's kernel, whose sd is 0.25/√2 px
+BLUR = 0.7  # sd of the proposals about a node, in mean steps: their density has ripples of 2 exp(−2π² BLUR²) = 1e-4
+FINER = 8  # cells of the interpolated position density for each node, along each axis
 AT_ONCE = 1 << 22  # entries of a temporary: 32 MB
-NODES = 1 << 25  # most nodes in (u, v, N): 256 MB
+NODES = 1 << 25  # largest number of nodes in (u, v, N): 256 MB
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Nodes of a quadrature rule, their weights, and the edges of the cells they stand for; one node if known."""
+    """Nodes of a quadrature rule, their weights, and the edges of their cells; a single node where a value is known."""
 
     nodes: Tensor
     weights: Tensor
     edges: Tensor
 
     @classmethod
-    def over(cls, low: float, high: float, step: float, cut: bool) -> "Axis":
-        """[low, high] by Gauss-Legendre if the prior cuts the density at an end, else by the trapezoidal rule."""
+    def over(cls, low: float, high: float, step: float, cut: bool) -> Axis:
+        """[low, high] by Gauss-Legendre if the prior cuts the density off at an end, else by the trapezoidal rule."""
         if low == high:
             return cls(*(torch.tensor(x, dtype=torch.float64) for x in ([low], [1.0], [low, low])))
         length = high - low
-        if cut:  # π/2 more nodes than equal steps would resolve the middle as well as the trapezoidal rule does
+        if cut:  # in the middle the nodes are π/2 times farther apart than equal steps; GAUSS makes up for most of that
             nodes, weights = np.polynomial.legendre.leggauss(math.ceil(GAUSS * length / step) + 4)
             x, w = low + length * (torch.from_numpy(nodes) + 1) / 2, length / 2 * torch.from_numpy(weights)
             return cls(x, w, low + torch.cat([w.new_zeros(1), w.cumsum(0)]))
@@ -76,8 +81,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plane:
-    """Coordinates (s, t) of the positions in the box: u and v themselves, or, in a box that a disc (u_0, v_0, R) cuts,
-    u = u_0 + R sin s and v = low(s) + t (high(s) − low(s)) along the chord, both smooth up to the rim."""
+    """Coordinates (s, t) of the positions in the box.
+
+    They are u and v themselves, unless a disc (u_0, v_0, R) cuts the box: then u = u_0 + R sin s, and
+    v = low(s) + t (high(s) − low(s)) along the chord at u. Both are smooth up to the rim of the disc.
+    """
 
     s: Axis
     t: Axis
@@ -85,7 +93,7 @@ class Plane:
     disc: tuple[float, float, float] | None
 
     @classmethod
-    def over(cls, s: Axis, t: Axis, box: tuple[float, float, float, float], steps: list[float], disc) -> "Plane":
+    def over(cls, s: Axis, t: Axis, box: tuple[float, float, float, float], steps: list[float], disc) -> Plane:
         """The box with its axes, or, where a corner lies outside the disc, with those of the chords."""
         corners = [(x, y) for x in box[:2] for y in box[2:]]
         if disc is None or all(math.hypot(x - disc[0], y - disc[1]) <= disc[2] for x, y in corners):
@@ -95,6 +103,7 @@ class Plane:
         return cls(s, Axis.over(0.0, 1.0, steps[1] / (box[3] - box[2]), True), box, disc)
 
     def chord(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends in v of the positions at s; (0, 1) without a disc, so that t is v itself."""
         if self.disc is None:
             return torch.zeros_like(s), torch.ones_like(s)
         _, v, radius = self.disc
@@ -123,30 +132,30 @@ class Plane:
 
 @dataclass(frozen=True)
 class Grid:
-    """The M positions in use, the rules of N, b and σ, and which ends of the five parameters the prior leaves free."""
+    """The M positions in use and the rules of N, b and σ."""
 
     plane: Plane
-    node: Tensor  # (M,) place of a position in the plane, row by row along t
-    u: Tensor
-    v: Tensor
+    node: Tensor  # (M,) index of a position in the plane, row by row along t
+    u: Tensor  # (M,) px
+    v: Tensor  # (M,) px
     weight: Tensor  # (M,) of the positions in the rule
-    axes: list[Axis]
-    free: list[tuple[bool, bool]]
+    axes: list[Axis]  # of N, b, σ
+    free: list[tuple[bool, bool]]  # for each of the five parameters, whether its ends lie inside the prior
 
     @classmethod
-    def over(cls, scene: Scene, found: Found, resolution: float) -> "Grid":
-        """The box of all that the search left; positions of cells that went are left out where that saves much."""
-        steps = [h / resolution for h in _steps(scene, found.best)]
+    def over(cls, likelihood: FrameLikelihood, found: Found, resolution: float) -> Grid:
+        """The box around all cells that the search left, without the positions in dropped cells if that saves half."""
+        steps = [h / resolution for h in _steps(likelihood, found.best)]
         steps[:2] = (min(h, WIDEST / resolution) for h in steps[:2])
-        cells, prior = found.cells, scene.bounds.tolist()
+        cells, prior = found.cells, likelihood.bounds.tolist()
         low, high = found.origin + cells.amin(0) * found.size, found.origin + (cells.amax(0) + 1) * found.size
         corners = zip(low.tolist(), high.tolist(), prior[:2], strict=True)
         ranges = [(max(a, p), min(b, q)) for a, b, (p, q) in corners] + found.ranges
         rounding = [1e-9 * (q - p) for p, q in prior]
         free = [(a > p + e, b < q - e) for (a, b), (p, q), e in zip(ranges, prior, rounding, strict=True)]
         axes = [Axis.over(a, b, h, not all(f)) for (a, b), h, f in zip(ranges, steps, free, strict=True)]
-        plane = Plane.over(axes[0], axes[1], (*ranges[0], *ranges[1]), steps, scene.disc)
-        if plane.disc is not None:  # the rim of a disc is an end that the prior sets
+        plane = Plane.over(axes[0], axes[1], (*ranges[0], *ranges[1]), steps, likelihood.disc)
+        if plane.disc is not None:  # the prior sets the rim of the disc
             free[:2] = [(False, False)] * 2
         u, v, area = (
             x.flatten() for x in plane.positions(*torch.meshgrid(plane.s.nodes, plane.t.nodes, indexing="ij"))
@@ -187,7 +196,7 @@ class Grid:
     def propose(self, mass: Tensor, nuisance: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Parameters (count, 5) spread about nodes drawn by their mass, and the log of the proposals' density.
 
-        (b, σ) is drawn given N, so that only its correlation with the position is left out.
+        (b, σ) is drawn given N: the proposals lack only its correlation with the position.
         """
         rules = [self.plane.s, self.plane.t, *self.axes]
         rand = torch.rand(2, count, generator=generator, dtype=torch.float64)
@@ -215,7 +224,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cells:
-    """p(u, v | x) between the nodes: its logarithm as a spline over (s, t), and FINER cells per node and axis, flat."""
+    """p(u, v | x) between the nodes: a spline of its logarithm over (s, t), and the mass of FINER² cells a node."""
 
     spline: RectBivariateSpline
     log_density: Tensor  # at the middle of a cell
@@ -223,8 +232,10 @@ class Cells:
     edges: dict[str, tuple[Tensor, Tensor]]  # along u and v
 
     @classmethod
-    def of(cls, grid: Grid, position: Tensor) -> "Cells":
-        """From the probability (M,) of each position; 40 nats below the highest where a node was left out."""
+    def of(cls, grid: Grid, position: Tensor) -> Cells:
+        """From the probability (M,) of each position. Nodes that were left out count as 40 nats below the highest."""
+        from scipy.interpolate import RectBivariateSpline  # here, since it takes 0.2 s to load
+
         plane = grid.plane
         log_density = (position / grid.weight).clamp(min=TINY).log()
         values = torch.full((len(plane.s) * len(plane.t),), float(log_density.max()) - 40, dtype=torch.float64)
@@ -249,19 +260,19 @@ class Cells:
         return float(self.mass[self.log_density > float(self.spline(s, t)[0, 0])].sum())
 
 
-def _steps(scene: Scene, best: Tensor) -> list[float]:
-    """Step of each axis from the posterior's covariance near its mode, as if it and the prior were Gaussian.
+def _steps(likelihood: FrameLikelihood, best: Tensor) -> list[float]:
+    """Step of each axis from the posterior's covariance near its mode, with posterior and prior taken as Gaussian.
 
-    In the trapezoidal rule on a Gaussian with correlations R, the largest error stems from the whole numbers n ≠ 0 with
-    the smallest nᵀ R n: where that is below 1, the steps of the axes in n get shorter.
+    For the trapezoidal rule on a Gaussian with correlation matrix R, the largest error comes from the vector n ≠ 0 of
+    whole numbers with the smallest nᵀ R n. Where that is below 1, the steps of the axes with n_i ≠ 0 are shortened.
     """
     names = ("u", "v", "photons", "sigma", "background")
     order = [names.index(name) for name in PARAMETERS]
     emitter = Emitters(*best[:3, None, None])
-    gradient = rate_gradient(emitter, PSF(float(best[4])), scene.shape, names)[:, order]
-    rate = best[2] * scene.share(best[:1], best[1:2], best[4:]) + best[3] + scene.var
-    information = fisher_information(gradient, 1 / rate.clamp(min=1e-6).reshape(1, *scene.shape))[0]
-    width = (scene.bounds[:, 1] - scene.bounds[:, 0]).clamp(min=1e-6)
+    gradient = rate_gradient(emitter, PSF(float(best[4])), likelihood.shape, names)[:, order]
+    rate = best[2] * likelihood.share(best[:1], best[1:2], best[4:]) + best[3] + likelihood.var
+    information = fisher_information(gradient, 1 / rate.clamp(min=1e-6).reshape(1, *likelihood.shape))[0]
+    width = (likelihood.bounds[:, 1] - likelihood.bounds[:, 0]).clamp(min=1e-6)
     covariance = (information + torch.diag(12 / width**2)).inverse()
     sd = covariance.diagonal().sqrt()
     correlation = covariance / (sd[:, None] * sd)

@@ -1,11 +1,11 @@
-"""The posterior of a few emitters, their number unknown: Markov chains that jump between models (Green 1995).
+"""Several emitters, their number unknown: draws from the posterior by reversible-jump Markov chains (Green 1995).
 
-The likelihood is the surrogate of Eq. 2 in photo-electrons, as in `posterior`: x' = x + r² is Poisson with rate
-ω' = ω + r². The prior is p(K) Π_k p(u_k, v_k) p(N_k) · p(b) p(σ). Where it can be computed otherwise, tests hold the
-result against it: one emitter on the grid of `posterior`, two in one dimension by quadrature.
+The likelihood is the surrogate of Eq. 2 in photo-electrons, as in `one`: x' = x + r² is Poisson with rate
+ω' = ω + r². The prior is p(K) Π_k p(u_k, v_k) p(N_k) · p(b) p(σ). Tests compare the draws with exact results where
+there are any: one emitter with the grid of `one`, two in one dimension with a quadrature.
 
-Chains of one frame start far apart: one half without an emitter, or with the fewest that p(K) allows, the other half
-with the most, at random places. That they end up telling the same is what `Diagnostics` shows.
+The chains of a frame start far apart: one half with the fewest emitters that p(K) allows, the other half with the
+most, at random places. `Diagnostics` shows whether the two halves agree in the end.
 """
 
 import math
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import exp1, gammainc
 from torch import Tensor
 
 from .._validate import finite, image_shape, non_negative, positive, rank, whole
@@ -26,8 +25,8 @@ from .chains import Chains
 from .one import Prior
 from .sweeps import keep_memory, run, target_of
 
-AT_ONCE = 512  # chains that run side by side: their rates are 1 MB at 16 × 16 pixels
-IMAGES_AT_ONCE = 512  # KDEs in memory
+AT_ONCE = 512  # chains that run side by side: a tensor of their rates has 1 MB at 16 × 16 pixels
+IMAGES_AT_ONCE = 512  # KDEs computed at once: 16 MB at 64 × 64 super-resolved pixels
 
 
 def count_prior(
@@ -37,14 +36,16 @@ def count_prior(
     pixel_size_nm: float = 108.0,
     margin: float = 0.0,
 ) -> Tensor:
-    """p(K) for K = 0 … most where K is Poisson with mean density · area, cut at most and normalized.
+    """p(K) for K = 0 … most where K is Poisson with mean density · area, truncated at most and normalized.
 
     most: largest K. shape: (H, W) of the frame; margin: px beyond its border where emitters are counted too.
-    density: emitters per µm², a number or LogUniform: then p(K) = ∫ Poisson(K; λ) dλ/λ / log(λ_high/λ_low) between
-        λ = density · area at its ends, which is (P(K, λ_high) − P(K, λ_low))/K with the incomplete gamma function P
-        for K > 0, and E_1(λ_low) − E_1(λ_high) for K = 0, both over the logarithm.
+    density: emitters per µm², a number or LogUniform. With LogUniform, p(K) = ∫ Poisson(K; λ) dλ/λ / log(λ_high/λ_low)
+        between the ends of λ = density · area. The integral is (P(K, λ_high) − P(K, λ_low))/K for K > 0, with the
+        regularized incomplete gamma function P, and E_1(λ_low) − E_1(λ_high) for K = 0.
     Returns (most + 1,) float64. Raises ValueError where a size is not positive, or most is not a whole number.
     """
+    from scipy.special import exp1, gammainc  # here, since it takes 0.2 s to load
+
     height, width = image_shape("shape", shape)
     most = whole("most", most, 0)
     side = positive("pixel_size_nm", pixel_size_nm) / 1000
@@ -61,11 +62,12 @@ def count_prior(
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What says whether the draws can be trusted; (B,) each, for K, the photons of all emitters, b and log p(x | θ).
+    """Evidence on whether the draws can be trusted, (B,) each.
 
-    r_hat: largest split-R̂. size: smallest effective number of draws. mean_difference: largest difference of E[y | x],
-    over the largest sd[y | x], between the chains that started with few emitters and those that started with many.
-    count_difference: largest difference of p(K | x) between them.
+    r_hat: largest split-R̂, and size: smallest effective number of draws, of K, the photons of all emitters together,
+    b and log p(x | θ). mean_difference: largest difference of E[y | x], over the largest sd[y | x], between the chains
+    that started with few emitters and those that started with many. count_difference: largest difference of
+    p(K | x) between them.
     """
 
     r_hat: Tensor
@@ -78,7 +80,7 @@ class Diagnostics:
 class Draws:
     """Draws from p(K, u, v, N, b, σ | x) of B frames: C chains of S draws each, all float64.
 
-    u, v (px), photons (e⁻): (B, C, S, E), of which the first `count` (B, C, S) are emitters; the others are 0.
+    u, v (px), photons (e⁻): (B, C, S, E); the first `count` (B, C, S) entries are emitters, the others are 0.
     background (e⁻), sigma (px), log_likelihood: (B, C, S), the last in nats up to a constant of the frame.
     The first half of the chains started with few emitters, the second with many.
     acceptance: share of each kind of move that was accepted, (B,).
@@ -102,36 +104,21 @@ class Draws:
 
     def count_probability(self) -> Tensor:
         """p(K | x): (B, E + 1)."""
-        return _shares(self.count.flatten(1), len(self.count_prior))
+        return _frequencies(self.count.flatten(1), len(self.count_prior))
 
-    def emitters(self, frame: int) -> Emitters:
-        """All C·S draws of one frame as a batch of scenes: (C·S, E)."""
-        return self._emitters(frame, slice(None))
+    def emitters(self, frame: int, chains: slice = slice(None)) -> Emitters:
+        """The draws of one frame as a batch of emitters, (C·S, E); chains: which chains, all by default."""
+        u, v, photons = (x[frame, chains].flatten(0, 1) for x in (self.u, self.v, self.photons))
+        return Emitters(u, v, photons, photons > 0)
 
     def kde_moments(self, factor: int = 4, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
-        """E[y | x] and Var[y | x] of the kernel density estimate, as kde.kde draws it with peak 1: (B, f·H, f·W)."""
+        """E[y | x] and Var[y | x] of the kernel density estimate, as kde_image draws it with peak 1: (B, f·H, f·W)."""
         moments = [self._moments(i, slice(None), factor, sigma) for i in range(len(self))]
         mean, variance = (torch.stack(x) for x in zip(*moments, strict=True))
         return mean, variance
 
-    def kde_quantiles(self, levels: Sequence[float], factor: int = 4, sigma: float = 1.0) -> Tensor:
-        """Quantiles of every pixel of the kernel density estimate: (B, len(levels), f·H, f·W)."""
-        at = torch.as_tensor(levels, dtype=torch.float64, device=self.u.device)
-        if at.ndim != 1 or not bool(((at >= 0) & (at <= 1)).all()):
-            raise ValueError(f"levels must be a list of numbers in [0, 1], got {levels}")
-        shape = (self.frames.shape[1], self.frames.shape[2])
-        out = []
-        for i in range(len(self)):
-            images = kde_image(self.emitters(i), shape, factor, sigma).flatten(1)  # (CS, P)
-            ranked = images.sort(0).values
-            place = at * (len(ranked) - 1)
-            below, share = place.floor().long(), (place - place.floor())[:, None]
-            above = (below + 1).clamp(max=len(ranked) - 1)
-            out.append((ranked[below] * (1 - share) + ranked[above] * share).unflatten(1, (factor * shape[0], -1)))
-        return torch.stack(out)
-
     def mass(self, factor: int = 4, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Mean and sd (B,) of the sum of y over all its pixels, 2π sigma² for each emitter away from the border."""
+        """Mean and sd (B,) of the sum of y over all pixels; an emitter away from the border adds 2π sigma²."""
         height, width = self.frames.shape[1:]
         along_u = kernel(to_super_resolved(self.u, factor), positive("sigma", sigma), factor * width).sum(-1)
         along_v = kernel(to_super_resolved(self.v, factor), sigma, factor * height).sum(-1)
@@ -139,10 +126,10 @@ class Draws:
         return total.mean(1), total.std(1)
 
     def credible_level(self, truth: Emitters, background: Tensor, sigma: Tensor) -> Tensor:
-        """Mass of the region of highest density that just holds the truth: (B,).
+        """Mass of the highest-density region that just holds the truth: (B,).
 
-        The region is {θ : p(x, θ) > p(x, truth)} over all K, p the density per px, e⁻ of N and b, and px of σ. Over
-        frames drawn from the prior it is uniform on [0, 1]. truth: (B, any); background, sigma: (B,).
+        The region is {θ : p(x, θ) > p(x, truth)} over all K, with lengths in px and N and b in e⁻ in the density p.
+        Over frames drawn from the prior its mass is uniform on [0, 1]. truth: (B, any); background, sigma: (B,).
         Raises ValueError where the shapes differ, an emitter is outside the prior, or there are more than p(K) allows.
         """
         if len(truth) != len(self):
@@ -175,15 +162,12 @@ class Draws:
             few, many = (self._moments(i, chains, factor, sigma) for chains in (slice(half), slice(half, None)))
             spread = ((few[1] + many[1]) / 2).max().sqrt().clamp(min=1e-12)
             difference.append((few[0] - many[0]).abs().max() / spread)
-        shares = [_shares(x.flatten(1), len(self.count_prior)) for x in (self.count[:, :half], self.count[:, half:])]
-        return Diagnostics(r_hat, size, torch.stack(difference), (shares[0] - shares[1]).abs().amax(1))
-
-    def _emitters(self, frame: int, chains: slice) -> Emitters:
-        u, v, photons = (x[frame, chains].flatten(0, 1) for x in (self.u, self.v, self.photons))
-        return Emitters(u, v, photons, photons > 0)
+        starts = self.count[:, :half], self.count[:, half:]
+        few, many = (_frequencies(x.flatten(1), len(self.count_prior)) for x in starts)
+        return Diagnostics(r_hat, size, torch.stack(difference), (few - many).abs().amax(1))
 
     def _moments(self, frame: int, chains: slice, factor: int, sigma: float) -> tuple[Tensor, Tensor]:
-        emitters, shape = self._emitters(frame, chains), (self.frames.shape[1], self.frames.shape[2])
+        emitters, shape = self.emitters(frame, chains), (self.frames.shape[1], self.frames.shape[2])
         first = second = torch.zeros(())
         for part in torch.arange(len(emitters)).split(IMAGES_AT_ONCE):
             piece = Emitters(*(x[part] for x in (emitters.u, emitters.v, emitters.photons, emitters.mask)))
@@ -206,10 +190,11 @@ def chain_posterior(
 ) -> Draws:
     """Draws from the posterior of the emitters of each frame.
 
-    frames: (B, H, W) photo-electrons. counts: p(K) for K = 0 … E, for instance `count_prior`; [0, 0, 1] where two are
-        known to be there. read_variance: e⁻², a number, (H, W) or (B, H, W). prior: None stands for Prior().
-    chains: for each frame, an even number; draws: kept of each chain, every `thin` sweeps after `burn_in` sweeps, in
-        which the lengths of the steps adapt. A sweep is some ten moves.
+    frames: (B, H, W) photo-electrons. counts: p(K) for K = 0 … E, for instance from `count_prior`; [0, 0, 1] where
+        there are known to be two. read_variance: e⁻², a number, (H, W) or (B, H, W). prior: of each emitter, b and σ;
+        None stands for Prior().
+    chains: number of chains for each frame, even. draws: number kept of each chain, one every `thin` sweeps after
+        `burn_in` sweeps, during which the lengths of the steps adapt. A sweep is some ten moves.
     Runs on the generator's device (tested on the CPU only). The same generator state and the same arguments give the
     same draws.
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
@@ -231,7 +216,7 @@ def chain_posterior(
     counts = _count_probabilities(counts).to(device)
     prior = Prior() if prior is None else prior
     if whole("chains", chains, 2) % 2:
-        raise ValueError(f"chains must be even, one half for either start, got {chains}")
+        raise ValueError(f"chains must be even, one half for each kind of start, got {chains}")
     whole("draws", draws, 4)
     whole("thin", thin)
     whole("burn_in", burn_in, 0)
@@ -248,6 +233,7 @@ def chain_posterior(
 
 
 def _count_probabilities(counts: Tensor | Sequence[float]) -> Tensor:
+    """p(K) checked, as float64, without trailing zeros."""
     p = torch.as_tensor(rank("counts", non_negative("counts", counts), 1), dtype=torch.float64)
     if abs(float(p.sum()) - 1) > 1e-6:
         raise ValueError(f"counts must be probabilities of K = 0, 1, … that sum to 1, got a sum of {float(p.sum()):g}")
@@ -257,6 +243,6 @@ def _count_probabilities(counts: Tensor | Sequence[float]) -> Tensor:
     return p[: int(possible[-1]) + 1]
 
 
-def _shares(count: Tensor, numbers: int) -> Tensor:
-    """Share of each number 0 … numbers − 1 in the rows of count (B, n): (B, numbers)."""
+def _frequencies(count: Tensor, numbers: int) -> Tensor:
+    """Relative frequency of each number 0 … numbers − 1 in the rows of count (B, n): (B, numbers)."""
     return (count[:, :, None] == torch.arange(numbers, device=count.device)).double().mean(1)

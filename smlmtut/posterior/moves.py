@@ -1,18 +1,18 @@
-"""The moves of the reversible-jump sampler: what each proposes, and the ratio with which it is accepted (Green 1995).
+"""Several emitters: what each move of the chains proposes, and the ratio with which it is accepted (Green 1995).
 
-A move that draws w ~ q(w) and maps (θ, w) to (θ', w') one to one, and whose reverse draws w' ~ q'(w'), is accepted with
+A move draws w ~ q(w) and maps (θ, w) one to one to (θ', w'); its reverse draws w' ~ q'(w'). It is accepted with
 probability min(1, A),
 
     A = p(x | θ') / p(x | θ)  ·  p(θ') / p(θ)  ·  q'(w') / q(w)  ·  |∂(θ', w') / ∂(θ, w)|.
 
-`accept` knows the first factor; a move returns what it proposes and the log of all the others, −inf where the prior is
-0. The state is an ordered list of K emitters with density p(x | θ) p(K) Π p(θ_k), in which the order has no meaning;
-emitters come in and leave at its end, after the last has changed places with a random one. So no binomials are needed.
-Up and down are proposed with probability 1/2 each, whatever K is.
+`accept` computes the first factor; a move returns what it proposes and the log of the product of the others, −inf
+where the prior is 0. The state is an ordered list of K emitters with density p(x | θ) p(K) Π p(θ_k), in which the order
+has no meaning. Emitters are added and removed at its end, after the last one has been exchanged with a random one, so
+that the ratio has no factor for the choice of an emitter. Moves that change K go up or down with probability 1/2,
+whatever K is.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,15 +21,15 @@ from torch import Tensor
 from .chains import Chains, Target, shares
 from .proposals import Births, brightness
 
-APART = 1.0  # sd, in units of σ, of each coordinate of the distance between the halves of a split
-STEP_SPREAD = 1.0  # sd of the log of a step's size: short and long steps in one move
+APART = 1.0  # sd of each coordinate of the distance between the halves of a split, in units of the PSF's σ
+STEP_SPREAD = 1.0  # sd of the log of the step size of `pair_step`, which so takes short and long steps
 
 Proposal = tuple[Chains, Tensor]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What all moves need: the frames, where births go, the source of randomness, and (M,) scales of the steps."""
+    """What all moves need: the target density, the births, the generator, and a scale (M,) for each adaptive step."""
 
     target: Target
     births: Births
@@ -37,13 +37,15 @@ class Context:
     scales: dict[str, Tensor]
 
     def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers on [0, 1), float64."""
         return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
 
     def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, float64."""
         return torch.randn(shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
 
     def one_of(self, count: Tensor) -> Tensor:
-        """A whole number of 0 … count − 1 for each chain, 0 where there is none."""
+        """A random whole number in 0 … count − 1 for each chain; 0 where count is 0."""
         index = (self.uniform(len(count)) * count).long()
         return torch.minimum(index, count - 1).clamp(min=0)
 
@@ -57,20 +59,20 @@ def accept(context: Context, chains: Chains, proposed: Chains, log_ratio: Tensor
 
 
 def exchange(context: Context, chains: Chains) -> Chains:
-    """The last emitter changes places with a random one: always accepted, since the order has no meaning."""
+    """Exchange the last emitter with a random one: always accepted, since the order has no meaning."""
     return chains.with_last_exchanged(context.one_of(chains.count))
 
 
 def birth_and_death(context: Context, chains: Chains) -> Proposal:
-    """One more emitter at the end of the list, θ ~ q(θ | rest), or one less: w = θ, and the Jacobian is 1.
+    """Add an emitter θ ~ q(θ | rest) at the end of the list, or remove the last: w = θ, and the Jacobian is 1.
 
     birth: A = likelihoods · p(K + 1)/p(K) · p(θ)/q(θ | rest). death: the reciprocal. q depends on the frame and on the
-    rate of all the others, the same before the birth and after the death.
+    rate of all other emitters, which is the same before the birth and after the death.
     """
     target, births, count = context.target, context.births, chains.count
     up = context.uniform(len(count)) < 0.5
     possible = torch.where(up, count < target.most, count > 0)
-    end = torch.where(up, count, count - 1).clamp(0, target.most - 1)  # (M,) the slot in question
+    end = torch.where(up, count, count - 1).clamp(0, target.most - 1)  # (M,) slot that is filled or emptied
     rest = chains.set_photons(end, 0.0).rate(target)
     weights = births.weights(rest)
     u, v, photons = chains.slot(end)
@@ -111,19 +113,19 @@ def relocation(context: Context, chains: Chains) -> Proposal:
 
 
 def split_and_merge(context: Context, chains: Chains) -> Proposal:
-    """One emitter becomes two with the same photons N and the same centre of light, or two become one.
+    """Split one emitter into two with the same total photons N and the same centre of light, or merge two into one.
 
     w = (ρ, d): N_1 = ρ N, N_2 = (1 − ρ) N, θ_1 = θ + (1 − ρ) d, θ_2 = θ − ρ d. The Jacobian of (N, ρ) → (N_1, N_2) is N
     and that of (θ, d) → (θ_1, θ_2) is 1 along either axis. ρ is uniform where both N_i are allowed, d is normal.
-    split: A = likelihoods · p(K + 1)/p(K) · p(N_1) p(N_2)/p(N) · p(θ_1) p(θ_2)/p(θ) · N/(q(ρ) q(d)). The emitter is one
-    of K; the merge joins the last to one of the other K: these choices cancel.
+    split: A = likelihoods · p(K + 1)/p(K) · p(N_1) p(N_2)/p(N) · p(θ_1) p(θ_2)/p(θ) · N/(q(ρ) q(d)). The split chooses
+    one of K emitters, and the merge joins the last to one of K others: these probabilities cancel.
     """
     target, count = context.target, chains.count
     up = context.uniform(len(count)) < 0.5
     possible = torch.where(up, (count > 0) & (count < target.most), count > 1)
-    end = torch.where(up, count, count - 1).clamp(0, target.most - 1)  # where the second half is or will be
+    end = torch.where(up, count, count - 1).clamp(0, target.most - 1)  # slot of the second half
     first = context.one_of(end)
-    (u1, v1, n1), (u2, v2, n2) = chains.slot(first), chains.slot(end)  # a split finds 0 photons in the second
+    (u1, v1, n1), (u2, v2, n2) = chains.slot(first), chains.slot(end)  # n2 = 0 before a split
     total = n1 + n2
     low, high = target.bounds[2].tolist()
     least = torch.maximum(low / total, 1 - high / total)  # of ρ
@@ -133,10 +135,11 @@ def split_and_merge(context: Context, chains: Chains) -> Proposal:
     along_u, along_v = (APART * reach * chains.sigma for reach in target.reach)
     du = torch.where(up, along_u * context.normal(len(count)), u1 - u2)
     dv = torch.where(up, along_v * context.normal(len(count)), v1 - v2)
-    u, v = (torch.where(up, a, fraction * a + (1 - fraction) * b) for a, b in ((u1, u2), (v1, v2)))  # the one
+    # (u, v) of the one emitter that the two halves replace
+    u, v = (torch.where(up, a, fraction * a + (1 - fraction) * b) for a, b in ((u1, u2), (v1, v2)))
     log_q = -((du / along_u) ** 2 + (dv / along_v) ** 2) / 2 - (2 * math.pi * along_u * along_v).log()
     log_q = log_q - width.clamp(min=1e-30).log()
-    log_p = -target.log_area - target.log_photons  # two densities over one
+    log_p = -target.log_area - target.log_photons  # p(θ_1) p(θ_2)/p(θ), and that of the photons
     split = target.log_count[end + 1] - target.log_count[end] + log_p + total.log() - log_q
     halves = _halves(u, v, total, fraction, du, dv)
     inside = torch.where(up, target.inside(*halves[0]) & target.inside(*halves[1]), target.inside(u, v, total))
@@ -149,7 +152,7 @@ def split_and_merge(context: Context, chains: Chains) -> Proposal:
 def _halves(
     u: Tensor, v: Tensor, total: Tensor, fraction: Tensor, du: Tensor, dv: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """The two emitters that share the light `total` about (u, v)."""
+    """The two emitters that share `total` photons with their centre of light at (u, v)."""
     rest = 1 - fraction
     return (u + rest * du, v + rest * dv, fraction * total), (u - fraction * du, v - fraction * dv, rest * total)
 
@@ -158,8 +161,8 @@ def _either(up: Tensor, this: tuple[Tensor, ...], that: tuple[Tensor, ...]) -> l
     return [torch.where(up, a, b) for a, b in zip(this, that, strict=True)]
 
 
-def position(context: Context, chains: Chains) -> Proposal:
-    """A step of a random emitter, as long as its position is uncertain: A = likelihoods."""
+def position_step(context: Context, chains: Chains) -> Proposal:
+    """A step of a random emitter, in proportion to the sd of its position: A = likelihoods."""
     target, index = context.target, context.one_of(chains.count)
     u, v, photons = chains.slot(index)
     step = context.scales["position"] * _uncertainty(context, chains, photons)
@@ -168,8 +171,8 @@ def position(context: Context, chains: Chains) -> Proposal:
     return chains.put(target, index, u, v, photons), torch.where(good, 0.0, -math.inf)
 
 
-def pair(context: Context, chains: Chains) -> Proposal:
-    """A step of (ρ, d) of two emitters with N and centre kept: the Jacobian is N both ways, and A = likelihoods."""
+def pair_step(context: Context, chains: Chains) -> Proposal:
+    """A step of (ρ, d) of two emitters that keeps N and the centre: the Jacobians cancel, and A = likelihoods."""
     target = context.target
     last = (chains.count - 1).clamp(min=0)
     first = context.one_of(last)
@@ -190,8 +193,8 @@ def pair(context: Context, chains: Chains) -> Proposal:
     return chains.put(target, first, *one).put(target, last, *two), torch.where(good, 0.0, -math.inf)
 
 
-def photons(context: Context, chains: Chains) -> Proposal:
-    """N of a random emitter from q(N | rest), nearly its conditional: A = likelihoods · q(N | rest)/q(N' | rest)."""
+def photons_draw(context: Context, chains: Chains) -> Proposal:
+    """Draw N of a random emitter from q(N | rest), near its conditional: A = likelihoods · q(N | rest)/q(N' | rest)."""
     target = context.target
     index = context.one_of(chains.count)
     u, v, old = chains.slot(index)
@@ -204,8 +207,8 @@ def photons(context: Context, chains: Chains) -> Proposal:
     return chains.set_photons(index, new), torch.where(good, log_ratio, -math.inf)
 
 
-def background(context: Context, chains: Chains) -> Proposal:
-    """b from q(b | rest) in the same way."""
+def background_draw(context: Context, chains: Chains) -> Proposal:
+    """Draw b from q(b | rest): A = likelihoods · q(b | rest)/q(b' | rest)."""
     target, old = context.target, chains.background
     rest = replace(chains, background=torch.zeros_like(old)).rate(target).flatten(1)
     low, high = target.bounds[3].tolist()
@@ -214,7 +217,7 @@ def background(context: Context, chains: Chains) -> Proposal:
     return replace(chains, background=new), density.log_density(old) - density.log_density(new)
 
 
-def sigma(context: Context, chains: Chains) -> Proposal:
+def sigma_step(context: Context, chains: Chains) -> Proposal:
     """A step of the PSF's width: A = likelihoods."""
     low, high = context.target.bounds[4].tolist()
     new = chains.sigma + context.scales["sigma"] * (high - low) * context.normal(len(chains.sigma))
@@ -227,38 +230,7 @@ def sigma(context: Context, chains: Chains) -> Proposal:
 
 
 def _uncertainty(context: Context, chains: Chains, photons: Tensor) -> Tensor:
-    """About the sd of an emitter's position, px: √(σ²/N (1 + 8π σ² b/N)) (Thompson et al. 2002)."""
+    """Approximate sd of an emitter's position, px: √(σ²/N (1 + 8π σ² b/N)) (Thompson et al. 2002)."""
     light = photons.clamp(min=1.0)
     noise = chains.background + context.target.variance.mean((1, 2))
     return chains.sigma * ((1 + 8 * math.pi * chains.sigma**2 * noise / light) / light).sqrt()
-
-
-Move = Callable[[Context, Chains], Proposal]
-SCALED = {"position": 1.2, "pair": 1.0, "sigma": 0.3}  # first scale of the moves whose steps adapt
-
-
-def sweep_of(target: Target) -> list[tuple[str, Move]]:
-    """The moves of one sweep: those that the prior leaves room for, the cheap ones that decide on K most often."""
-    jumps = int(target.log_count.isfinite().sum()) > 1
-    emitters, pairs, light = target.most > 0, target.most > 1, target.width(2) > 0
-    one_or_two: list[tuple[str, Move, bool]] = [
-        ("split and merge", split_and_merge, jumps and pairs and light),
-        ("position", position, emitters),
-        ("pair", pair, pairs),
-    ]
-    moves: list[tuple[str, Move, bool]] = [
-        ("birth and death", birth_and_death, jumps),
-        ("relocation", relocation, emitters and not jumps),
-        *one_or_two,
-        ("photons", photons, emitters and light),
-        *one_or_two,
-        ("background", background, target.width(3) > 0),
-        *one_or_two,
-        ("photons", photons, emitters and light),
-        *one_or_two,
-        ("sigma", sigma, target.width(4) > 0),
-    ]
-    return [(name, move) for name, move, useful in moves if useful]
-
-
-ORDERED = {birth_and_death, relocation, split_and_merge, pair}  # those that touch the last emitter

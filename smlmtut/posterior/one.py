@@ -1,21 +1,19 @@
-"""The exact posterior of one emitter in a frame: Bayes' rule on a grid that adapts to where the mass is.
+"""One emitter: the exact posterior, Bayes' rule on a grid that adapts to where the mass is.
 
-The likelihood is the surrogate of Eq. 2 in photo-electrons: x' = x + r² is Poisson with rate ω' = ω + r². Three
-steps, the first two over the whole support of the prior:
+The likelihood is the surrogate of Eq. 2 in photo-electrons: x' = x + r² is Poisson with rate ω' = ω + r².
 
-1. Search (_posterior_search): drop the positions that cannot matter, those some DEPTH nats below the best.
-2. Grid (_posterior_grid, _posterior_integral): a quadrature rule in every parameter over the box around what is left.
-3. Check. If the mass at an end inside the prior is not below EDGE, all starts again with a larger DEPTH.
+1. `search`: drop the positions that cannot matter, those more than DEPTH nats below the best.
+2. `grid`: a quadrature rule in every parameter over the box around the positions that are left.
+3. `integral`: the likelihood at the nodes, and its sums.
+4. Check: where the density at an end inside the prior is not below EDGE, start again with a larger DEPTH.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from .._validate import choice, finite, image_shape, non_negative, positive, rank, whole
@@ -23,17 +21,17 @@ from ..estimation.fit import PARAMETERS
 from ..imaging.kde import kernel, to_super_resolved
 from .grid import Axis, Cells, Grid
 from .integral import integrate
-from .search import TINY, Scene, search
+from .search import TINY, FrameLikelihood, search
 
-DEPTH = 18.0  # nats: a Gaussian is left out beyond √(2 DEPTH) = 6 sd
-EDGE = 1e-6  # largest density at an end that the prior does not set, relative to the density's maximum
-DRAWS = 4000  # least number of proposals of `sample`
-MARGIN = 1.5  # of the bound on p/q in `sample`, over the largest value seen
+DEPTH = 18.0  # nats: a Gaussian is cut off beyond √(2 DEPTH) = 6 sd
+EDGE = 1e-6  # largest allowed density at an end inside the prior, relative to the density's maximum
+DRAWS = 4000  # smallest number of proposals of `sample`
+MARGIN = 1.5  # `sample` takes this times the largest p/q seen as the bound on p/q
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of the emitter before the frame is seen: independent uniform densities.
+    """The prior of the emitter: independent uniform densities.
 
     photons N (e⁻), background b (e⁻ per pixel), sigma σ (px): (low, high), or a number where it is known.
     position: None, the frame [−1/2, W − 1/2] × [−1/2, H − 1/2]; (u_low, u_high, v_low, v_high); or a disc,
@@ -66,7 +64,7 @@ class Prior:
         return self.position if self.position is not None and len(self.position) == 3 else None  # type: ignore[return-value]
 
     def rectangle(self, shape: tuple[int, int]) -> tuple[float, float, float, float]:
-        """(u_low, u_high, v_low, v_high) that just holds all positions, for a frame of this shape."""
+        """(u_low, u_high, v_low, v_high): the smallest rectangle with all positions, for a frame of this shape."""
         if self.disc is not None:
             u, v, radius = self.disc
             return u - radius, u + radius, v - radius, v + radius
@@ -83,7 +81,7 @@ class Prior:
         return torch.tensor(rows, dtype=torch.float64)
 
     def log_density(self, shape: tuple[int, int]) -> float:
-        """Log of the density, the same wherever it is not 0; known parameters count 1."""
+        """Log of the density where it is not 0; a known parameter contributes a factor 1."""
         width = (self.bounds(shape)[:, 1] - self.bounds(shape)[:, 0]).tolist()
         area = math.pi * self.disc[2] ** 2 if self.disc else width[0] * width[1]
         return -math.log(area) - sum(math.log(w) for w in width[2:] if w > 0)
@@ -93,10 +91,10 @@ class Prior:
 class Posterior:
     """p(u, v, N, b, σ | x) of one frame, by quadrature. All tensors float64.
 
-    frame, read_variance: (H, W) what was seen, in e⁻ and e⁻². prior: before it was seen.
+    frame, read_variance: (H, W), e⁻ and e⁻². prior: that was used.
     u, v: (M,) positions of the grid. mass: (M, K) probability of each position and photon count.
     photons, background, sigma: the K, L and S nodes of the nuisances; nuisance_mass: (K, L, S) their probability.
-    log_evidence: log ∫ p(x | θ) p(θ) dθ in nats, per photo-electron as likelihood.surrogate_log_likelihood.
+    log_evidence: log ∫ p(x | θ) p(θ) dθ in nats, a density per photo-electron as surrogate_log_likelihood.
     """
 
     frame: Tensor
@@ -125,17 +123,17 @@ class Posterior:
         return out
 
     def kde_moments(self, factor: int = 4, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
-        """E[y | x] and Var[y | x] of the kernel density estimate of the emitter, as kde.kde draws it with peak 1.
+        """E[y | x] and Var[y | x] of the emitter's kernel density estimate, as kde_image draws it with peak 1.
 
         factor, sigma: as there. Returns two (f·H, f·W) tensors.
-        Raises ValueError where the kernel is too narrow for the grid: ask `posterior` for a higher resolution then.
+        Raises ValueError where the kernel is too narrow for the grid: ask grid_posterior for a higher resolution then.
         """
         height, width = self.frame.shape
-        narrowest = math.sqrt(2) * whole("factor", factor) * self.grid.spacing  # so that its square spans a step
+        narrowest = math.sqrt(2) * whole("factor", factor) * self.grid.spacing  # its square then has an sd of one step
         if positive("sigma", sigma) < narrowest:
             raise ValueError(
                 f"sigma must be at least {narrowest:.3g} super-resolved pixels for this grid, got {sigma:g}; "
-                "ask posterior for a higher resolution"
+                "ask grid_posterior for a higher resolution"
             )
         along_u = kernel(to_super_resolved(self.u, factor), sigma, factor * width)  # (M, fW)
         along_v = kernel(to_super_resolved(self.v, factor), sigma, factor * height)  # (M, fH)
@@ -145,9 +143,9 @@ class Posterior:
         return mean, (square - mean**2).clamp(min=0)  # rounding may give −1e-17
 
     def credible_level(self, u: float, v: float) -> float:
-        """Mass of the smallest highest-density region in (u, v) that holds a position.
+        """Mass of the smallest highest-density region in (u, v) that holds a position; 1 outside the grid.
 
-        Over frames drawn from the prior, that of the true position is uniform on [0, 1]. 1 outside the grid.
+        Over frames drawn from the prior, the level of the true position is uniform on [0, 1].
         """
         where = self.grid.plane.coordinates(float(finite("u", u)), float(finite("v", v)))
         if where is None:
@@ -156,6 +154,8 @@ class Posterior:
 
     def cdf(self, name: str, value: float | Tensor) -> Tensor:
         """P(parameter ≤ value | x), in the shape of value. name: one of fit.PARAMETERS that is not known."""
+        from scipy.interpolate import CubicSpline  # here, since it takes 0.2 s to load
+
         at = torch.as_tensor(finite("value", value), dtype=torch.float64)
         choice("name", name, PARAMETERS)
         if name in ("u", "v"):
@@ -179,7 +179,7 @@ class Posterior:
         return torch.from_numpy(np.interp(at.reshape(-1).numpy(), fine, total)).reshape(at.shape)
 
     def marginal(self, name: str, count: int = 200) -> tuple[Tensor, Tensor]:
-        """The density of one parameter: (count,) values over the grid's range, and the mean density around each."""
+        """The density of one parameter: (count,) values over the grid's range, and the mean density about each."""
         if choice("name", name, PARAMETERS) in ("u", "v"):
             lower, upper = self._cells.edges[name]
             low, high = float(lower.min()), float(upper.max())
@@ -189,7 +189,7 @@ class Posterior:
         return (edges[1:] + edges[:-1]) / 2, self.cdf(name, edges).diff() / edges.diff()
 
     def log_density(self, theta: Tensor) -> Tensor:
-        """log p(x, θ) in nats, up to the surrogate's constant in x as in log_evidence; −inf where the prior is 0.
+        """log p(x, θ) in nats, a density per photo-electron as log_evidence; −inf where the prior is 0.
 
         theta: (n, 5) in the order of fit.PARAMETERS. Returns (n,).
         """
@@ -201,16 +201,17 @@ class Posterior:
             u, v, radius = self.prior.disc
             inside &= torch.hypot(theta[:, 0] - u, theta[:, 1] - v) <= radius
         out = torch.full_like(theta[:, 0], -math.inf)
-        scene = Scene(self.frame, self.read_variance, bounds, self.prior.disc)
-        out[inside] = scene.log_likelihood(theta[inside]) + scene.constant + self.prior.log_density(shape)
+        likelihood = FrameLikelihood(self.frame, self.read_variance, bounds, self.prior.disc)
+        out[inside] = likelihood.log_likelihood(theta[inside]) + likelihood.constant + self.prior.log_density(shape)
         return out
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 5) draws from the posterior, columns in the order of fit.PARAMETERS; seeded by generator, on the CPU.
 
-        Rejection: a proposal is a node of the grid, moved by about a step. It is kept with probability p/(c q): p the
-        posterior, q the density of the proposals, c MARGIN times the largest p/q among all, at least DRAWS, of them.
-        q is wider than p, so that p/q is smooth and has its maximum where most proposals are.
+        Rejection sampling. A proposal is a node of the grid, moved by about a step, and is kept with probability
+        p/(c q): p is the posterior, q the density of the proposals, and c is MARGIN times the largest p/q among the
+        proposals, of which there are at least DRAWS. q is wider than p, so that p/q is smooth and largest where most
+        proposals are.
         """
         whole("n", n)
         theta, ratio, level = torch.zeros(0, 5), torch.zeros(0), torch.zeros(0)
@@ -224,7 +225,7 @@ class Posterior:
         return kept[:n]
 
     def _marginals(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Nodes and their probabilities."""
+        """Nodes of each parameter and their probabilities."""
         position = self.mass.sum(1)
         out = {"u": (self.u, position), "v": (self.v, position)}
         for i, name in enumerate(PARAMETERS[2:]):
@@ -239,11 +240,11 @@ class Posterior:
 def grid_posterior(
     frame: Tensor, read_variance: float | Tensor = 0.0, prior: Prior | None = None, resolution: float = 1.0
 ) -> Posterior:
-    """The posterior of the one emitter in a frame.
+    """The posterior of a frame that holds exactly one emitter.
 
-    frame: (H, W) photo-electrons, camera.to_photoelectrons. read_variance: e⁻², a number or (H, W).
-    prior: None stands for Prior(), what the networks of the book are trained on.
-    resolution: nodes per axis relative to the standard grid; 2 shows what the grid leaves out.
+    frame: (H, W) photo-electrons, as from camera.to_photoelectrons. read_variance: e⁻², a number or (H, W).
+    prior: None stands for Prior(), which the networks of the book are trained on.
+    resolution: nodes per axis relative to the standard grid; the change from 1 to 2 shows the error of the grid.
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a posterior so
     wide that the grid would not fit into memory (NODES), such as that of a large frame without an emitter.
     """
@@ -257,30 +258,15 @@ def grid_posterior(
         raise ValueError(f"frame must not be negative where read_variance is 0, got {frame[variance == 0].min():g}")
     positive("resolution", resolution)
     prior = Prior() if prior is None else prior
-    scene = Scene(frame, variance, prior.bounds(shape), prior.disc)
+    likelihood = FrameLikelihood(frame, variance, prior.bounds(shape), prior.disc)
     edge = 1.0
     for widening in range(5):
-        found = search(scene, DEPTH * 1.5**widening)
-        grid = Grid.over(scene, found, resolution)
-        mass, nuisance = integrate(scene, grid, found.log_likelihood)
+        found = search(likelihood, DEPTH * 1.5**widening)
+        grid = Grid.over(likelihood, found, resolution)
+        mass, nuisance = integrate(likelihood, grid, found.log_likelihood)
         edge = grid.edge(mass, nuisance)
         if edge < EDGE:
             total = mass.sum()
-            log_evidence = float(total.log()) + found.log_likelihood + scene.constant + prior.log_density(shape)
+            log_evidence = float(total.log()) + found.log_likelihood + likelihood.constant + prior.log_density(shape)
             return Posterior(frame, variance, prior, grid, mass / total, nuisance / total, log_evidence)
     raise ValueError(f"frame: the posterior does not vanish at the ends of the grid, {edge:g} of its maximum is left")
-
-
-def grid_posteriors(
-    frames: Tensor, read_variance: float | Tensor = 0.0, prior: Prior | None = None, resolution: float = 1.0
-) -> Iterator[Posterior]:
-    """The posterior of each of B frames, (B, H, W), one after the other: one at a time is in memory.
-
-    read_variance: e⁻², a number, (H, W) or (B, H, W). The rest and the errors: as for `posterior`.
-    """
-    rank("frames", frames, 3)
-    variance = torch.as_tensor(read_variance)
-    if variance.ndim == 3 and len(variance) != len(frames):
-        raise ValueError(f"read_variance must have the batch of frames, {len(frames)}, got {len(variance)}")
-    for i, frame in enumerate(frames):
-        yield grid_posterior(frame, variance[i] if variance.ndim == 3 else variance, prior, resolution)

@@ -1,7 +1,7 @@
-"""Where would one more emitter explain the frame? The densities that new emitters and brightnesses are drawn from.
+"""Several emitters: the densities that the moves draw new emitters, photons and backgrounds from.
 
-Everything is a function of the rate ω of what else is in the frame, so that a move and its reverse see the same
-density. A proposal may be crude: the acceptance ratio puts it right. It only costs moves that are refused.
+Each density is a function of the frame and of the rate ω of everything else in it, so that a move and its reverse use
+the same density. A crude proposal costs rejected moves but no bias: the acceptance ratio corrects for it.
 """
 
 import math
@@ -12,17 +12,20 @@ from torch import Tensor
 
 from .chains import Target, shares
 
-EVENLY = 0.1  # share of the births that are spread evenly over the prior's rectangle
-FLAT = 0.05  # share of the proposals for N and b that are: from any value there must be a way back
-WIDEN = 1.1  # of the other proposals for N and b over the curvature's sd
-FARTHEST = 5.0  # sd that the centre of a cut normal lies beyond its ends: there Φ still has ten digits
-SCORING_STEPS = 2
-DIM = 0.1  # e⁻: the least rate of a pixel that births are weighed with
+# None of these numbers changes the posterior, only how fast the chains explore it.
+EVENLY = 0.1  # share of the births that are uniform over the prior's rectangle
+# share of the proposals for N and b that are uniform: every value must be reachable, so that the reverse move has a
+# positive density
+FLAT = 0.05
+WIDEN = 1.1  # sd of the other proposals for N and b over that of the likelihood's curvature
+FARTHEST = 5.0  # largest distance of the centre of a truncated normal from its interval, sd: there Φ has ten digits
+SCORING_STEPS = 2  # of Fisher scoring
+DIM = 0.1  # e⁻: rates are clamped to this where births are weighted
 
 
 @dataclass(frozen=True)
 class Brightness:
-    """A density on [low, high]: a normal cut to it, and a little of the uniform. mean and sd: (M,)."""
+    """A density on [low, high]: a truncated normal mixed with a little of the uniform. mean and sd: (M,)."""
 
     mean: Tensor
     sd: Tensor
@@ -30,6 +33,7 @@ class Brightness:
     high: float
 
     def _ends(self) -> tuple[Tensor, Tensor]:
+        """The normal's distribution function at low and at high."""
         low, high = (torch.special.ndtr((end - self.mean) / self.sd) for end in (self.low, self.high))
         return low, high
 
@@ -41,16 +45,17 @@ class Brightness:
         return torch.where(uniform[:, 1] < FLAT, self.low + (self.high - self.low) * uniform[:, 0], normal)
 
     def log_density(self, x: Tensor) -> Tensor:
+        """(M,) at values x (M,) in [low, high]."""
         low, high = self._ends()
         normal = torch.exp(-(((x - self.mean) / self.sd) ** 2) / 2) / (self.sd * (high - low) * math.sqrt(2 * math.pi))
         return ((1 - FLAT) * normal + FLAT / (self.high - self.low)).log()
 
 
 def brightness(counts: Tensor, rest: Tensor, image: Tensor, low: float, high: float) -> Brightness:
-    """The density of a in ω' = rest + a · image nearly as its likelihood has it: Fisher scoring, then a normal.
+    """A normal approximation to the likelihood of a in ω' = rest + a · image, by Fisher scoring.
 
-    counts, rest, image: (M, P). The log-likelihood is concave, so that there is one maximum; where it lies beyond low
-    or high the normal follows the slope at that end.
+    counts, rest, image: (M, P). The log-likelihood is concave, so that there is one maximum. Where it lies beyond low
+    or high, the approximation has the likelihood's slope at that end.
     """
     weighted = image / torch.maximum(counts, rest).clamp(min=DIM)
     a = torch.linalg.vecdot(counts - rest, weighted) / torch.linalg.vecdot(image, weighted).clamp(min=1e-30)
@@ -65,10 +70,11 @@ def brightness(counts: Tensor, rest: Tensor, image: Tensor, low: float, high: fl
 
 
 class Births:
-    """Where one more emitter may be: cells of about a pixel, the more likely the more the emitter would explain.
+    """The density of the position of a new emitter: constant in cells of about a pixel.
 
-    An emitter of N photons in the middle of a cell raises the log-likelihood by about N s − N² i/2, s the score and i
-    the information at N = 0; the cell's weight is the exponential of the most that the prior of N allows.
+    An emitter of N photons at the centre of a cell raises the log-likelihood by about N s − N² i/2, with the score s
+    and the information i at N = 0. The probability of a cell is proportional to the exponential of the largest rise
+    that the prior of N allows.
     """
 
     def __init__(self, target: Target):

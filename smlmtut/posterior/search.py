@@ -1,9 +1,10 @@
-"""Where in the prior's support is the posterior? The search over cells that comes before the grid.
+"""One emitter, step 1: where in the prior's support is the posterior? A search over cells, and the frame's likelihood.
 
-The positions are tiled with cells of half a PSF sd. In each, the likelihood is maximized over N and b; a cell goes
-when even the best point it may hold (its value plus the loss that the Fisher information foresees between its centre
-and its corner, twice) lies `depth` nats below the best cell. The rest is divided by 3, until a cell is as small as the
-posterior. Another mode can only be missed if it is exp(−depth) as likely as the best one.
+The positions are tiled with cells of half a PSF sd. In each, the likelihood is maximized over N and b. A cell is
+dropped if it lies more than `depth` nats below the best cell even after an allowance for the points off its centre:
+twice the loss between centre and corner that the Fisher information predicts. Each cell that is left is divided by 3
+along either axis, until a cell is as small as the posterior. Another mode can only be missed if it is less than
+exp(−depth) times as likely as the best one.
 """
 
 import math
@@ -17,18 +18,18 @@ from ..imaging.camera import Camera
 from ..imaging.psf import pixel_integral, pixel_integral_gradient
 
 FIRST_STEPS, SCORING_STEPS = 2, 5  # of Fisher scoring: for all cells, and for those that may still matter
-GAIN = 40.0  # nats: more than the last steps add
-BLOCK = 1 << 16  # entries of a temporary, so that a few stay in the cache: 0.5 MB
-FAINTEST = 1e-6  # rate of a pixel, e⁻
-TINY = 1e-300
+GAIN = 40.0  # nats: log L rises by less than this from the first to the last of these steps
+BLOCK = 1 << 16  # entries of a temporary, 0.5 MB, so that several of them stay in the cache
+FAINTEST = 1e-6  # e⁻: a pixel's rate is clamped to it before it divides
+TINY = 1e-300  # values are clamped to it before their logarithm is taken or they divide
 
 
-class Scene:
-    """A frame (H, W) with its read variance and the prior's support, its P = H W pixels in one row."""
+class FrameLikelihood:
+    """The likelihood of one frame (H, W) over the prior's support, its P = H W pixels in one row."""
 
     def __init__(self, frame: Tensor, variance: Tensor, bounds: Tensor, disc: tuple[float, float, float] | None):
         self.shape = (frame.shape[0], frame.shape[1])
-        self.bounds, self.disc = bounds, disc  # (5, 2) of the parameters; positions may be cut to a disc (u, v, radius)
+        self.bounds, self.disc = bounds, disc  # (5, 2); None or (u, v, radius), which positions are limited to
         self.var = variance.reshape(-1)
         self.counts = frame.reshape(-1) + self.var  # x'
         unit = surrogate_log_likelihood(frame, 1.0, Camera(read_variance=variance)).sum()
@@ -59,15 +60,15 @@ class Found:
     cells: Tensor  # (n, 2) whole numbers: place on the lattice
     origin: Tensor  # (2,) of the lattice, px
     size: Tensor  # (2,) of a cell, px
-    best: Tensor  # (5,) of the cells' middles the most likely one
-    log_likelihood: float  # there
+    best: Tensor  # (5,) parameters at the centre of the most likely cell
+    log_likelihood: float  # at that point
     ranges: list[tuple[float, float]]
 
 
-def search(scene: Scene, depth: float) -> Found:
-    """The cells whose middle may lie less than `depth` nats below the most likely one."""
-    low, high = scene.bounds[:2].T
-    sigma_low, sigma_high = scene.bounds[4].tolist()
+def search(likelihood: FrameLikelihood, depth: float) -> Found:
+    """The cells that may hold a point less than `depth` nats below the most likely one."""
+    low, high = likelihood.bounds[:2].T
+    sigma_low, sigma_high = likelihood.bounds[4].tolist()
     spread = math.log(sigma_high / sigma_low)
     count = ((high - low) / (0.5 * sigma_low)).ceil()  # cells along u and v
     size = (high - low) / count
@@ -75,23 +76,24 @@ def search(scene: Scene, depth: float) -> Found:
     panels, first = max(1, math.ceil(spread / 0.16)), True  # cells along σ
     while True:
         middle = low + (cells + 0.5) * size
-        if scene.disc is not None:
-            reach = scene.disc[2] + float(size.norm()) / 2
-            near = (middle - torch.tensor(scene.disc[:2])).norm(dim=1) <= reach
+        if likelihood.disc is not None:
+            reach = likelihood.disc[2] + float(size.norm()) / 2
+            near = (middle - torch.tensor(likelihood.disc[:2])).norm(dim=1) <= reach
             cells, middle = cells[near], middle[near]
         edges = sigma_low * torch.linspace(0, spread, panels + 1, dtype=torch.float64).exp()
         place = torch.cat(
             [middle.repeat_interleave(panels, 0), ((edges[1:] + edges[:-1]) / 2).repeat(len(middle))[:, None]], 1
         )  # (n, 3) u, v, σ with n = M panels
         half = torch.cat([size.expand(len(place), 2), edges.diff().repeat(len(middle))[:, None]], 1) / 2
-        row, log_l, light, foreseen = _contenders(scene, place, half, depth, first)
+        row, log_l, light, foreseen = _contenders(likelihood, place, half, depth, first)
         place, missing = place[row], log_l.max() - log_l  # nats
         top = int(log_l.argmax())
         alive = torch.zeros(len(cells) * panels, dtype=torch.bool)
         alive[row] = missing - foreseen <= depth
         alive = alive.reshape(-1, panels)
         cells = cells[alive.any(1)]
-        sd = 1 / _information(scene, place[top : top + 1], light[top : top + 1]).sqrt().clamp(min=1e-6)[0]  # u, v, σ
+        information = _information(likelihood, place[top : top + 1], light[top : top + 1])[0]
+        sd = 1 / information.sqrt().clamp(min=1e-6)  # of u, v, σ
         if bool((size <= 1.2 * sd[:2]).all()):
             break
         first = False
@@ -101,46 +103,46 @@ def search(scene: Scene, depth: float) -> Found:
             panels = min(3 * panels, max(panels, math.ceil((sigma_high - sigma_low) / (1.2 * float(sd[2])))))
     some = alive.any(0).nonzero()[:, 0]
     keep = missing < depth
-    ranges = _ranges(scene, place[keep], light[keep], depth - missing[keep])
+    ranges = _ranges(likelihood, place[keep], light[keep], depth - missing[keep])
     ranges.append((float(edges[some[0]]), float(edges[some[-1] + 1])))
     best = torch.cat([place[top, :2], light[top], place[top, 2:]])
     return Found(cells, low, size, best, float(log_l[top]), ranges)
 
 
 def _contenders(
-    scene: Scene, place: Tensor, half: Tensor, depth: float, first: bool
+    likelihood: FrameLikelihood, place: Tensor, half: Tensor, depth: float, first: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The cells that may matter: their rows in place, log L, (N, b), and twice the loss foreseen to the
-    corner where that decides.
+    """The cells that may matter: their rows in place, log L, (N, b), and twice the predicted loss to the corner.
 
-    No camera sees more than N/σ² of information about u or v and 4 N/σ² about σ: that bounds the loss of most cells.
+    The loss is computed only where the decision depends on it, and 0 elsewhere. The information is at most N/σ² about
+    u or v and 4 N/σ² about σ, whatever the camera and the background, which already bounds the loss of most cells.
     """
     row = torch.arange(len(place))
     log_l = light = place.new_zeros(0)
     passes = [(FIRST_STEPS, GAIN), (SCORING_STEPS, 0.0)]
     for steps, gain in passes if first else passes[1:]:
-        log_l, light = _brightest(scene, place[row], steps)
+        log_l, light = _brightest(likelihood, place[row], steps)
         most = light[:, 0] * (half[row] ** 2 @ half.new_tensor([1.0, 1.0, 4.0])) / place[row, 2] ** 2
         near = log_l.max() - log_l - most <= depth + gain
         row, log_l, light = row[near], log_l[near], light[near]
-    foreseen, unsure = torch.zeros_like(log_l), log_l.max() - log_l > depth  # the others stay in any case
+    foreseen, unsure = torch.zeros_like(log_l), log_l.max() - log_l > depth  # the others stay whatever their loss
     if bool(unsure.any()):
-        information = _information(scene, place[row[unsure]], light[unsure])
+        information = _information(likelihood, place[row[unsure]], light[unsure])
         foreseen[unsure] = (half[row[unsure]] ** 2 * information).sum(1)
     return row, log_l, light, foreseen
 
 
-def _brightest(scene: Scene, place: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _brightest(likelihood: FrameLikelihood, place: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """log L (n,) at the best (N, b) (n, 2), by Fisher scoring within the prior.
 
     A step is weighted least squares, with 1/ω' of the step before as the weights.
     """
-    (n_low, n_high), (b_low, b_high) = scene.bounds[2:4].tolist()
-    signal = scene.counts - scene.var
+    (n_low, n_high), (b_low, b_high) = likelihood.bounds[2:4].tolist()
+    signal = likelihood.counts - likelihood.var
     sums = torch.stack([torch.ones_like(signal), signal], 1)  # (P, 2)
     parts = []
     for part in place.split(max(1, BLOCK // len(signal))):
-        share = scene.share(*part.T)
+        share = likelihood.share(*part.T)
         weight, best = torch.ones_like(share), torch.full((3, len(part)), -math.inf, dtype=torch.float64)
         for step in range(steps):
             weighted = share * weight
@@ -148,9 +150,9 @@ def _brightest(scene: Scene, place: Tensor, steps: int) -> tuple[Tensor, Tensor]
             photons = ((p * d - q * c) / (a * d - c * c).clamp(min=TINY)).clamp(n_low, n_high)
             background = ((q - c * photons) / d).clamp(b_low, b_high)
             photons = ((p - c * background) / a).clamp(n_low, n_high)
-            rate = torch.addcmul(background[:, None] + scene.var, photons[:, None], share)
-            if step >= steps - 2:  # the last step may be a step too far
-                now = torch.stack([scene.poisson(rate), photons, background])
+            rate = torch.addcmul(background[:, None] + likelihood.var, photons[:, None], share)
+            if step >= steps - 2:  # the last step may overshoot: keep the better of the last two
+                now = torch.stack([likelihood.poisson(rate), photons, background])
                 best = torch.where(now[0] > best[0], now, best)
             weight = rate.clamp_(min=FAINTEST).reciprocal_()
         parts.append(best)
@@ -158,16 +160,16 @@ def _brightest(scene: Scene, place: Tensor, steps: int) -> tuple[Tensor, Tensor]
     return best[0], best[1:].T
 
 
-def _information(scene: Scene, place: Tensor, light: Tensor) -> Tensor:
+def _information(likelihood: FrameLikelihood, place: Tensor, light: Tensor) -> Tensor:
     """Fisher information about u, v and σ, each with all else known, (n, 3)."""
-    height, width = scene.shape
+    height, width = likelihood.shape
     parts = []
-    for part, (photons, background) in _blocks(scene, place, light):
+    for part, (photons, background) in _blocks(likelihood, place, light):
         u, v, sigma = part.T
         eu, ev = pixel_integral(u, sigma, width), pixel_integral(v, sigma, height)
         (du, su), (dv, sv) = pixel_integral_gradient(u, sigma, width), pixel_integral_gradient(v, sigma, height)
         rate = photons[:, None, None] * ev[:, :, None] * eu[:, None, :]
-        rate = rate + (background[:, None] + scene.var).unflatten(1, scene.shape)
+        rate = rate + (background[:, None] + likelihood.var).unflatten(1, likelihood.shape)
         weight = photons[:, None, None] ** 2 / rate.clamp(min=FAINTEST)
         over = lambda row, column: torch.einsum("nhw,nh,nw->n", weight, row, column)  # noqa: B023, E731
         about_sigma = over(ev**2, su**2) + over(sv**2, eu**2) + over(2 * ev * sv, eu * su)
@@ -175,23 +177,23 @@ def _information(scene: Scene, place: Tensor, light: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _ranges(scene: Scene, place: Tensor, light: Tensor, budget: Tensor) -> list[tuple[float, float]]:
-    """Ends of N and b: as far from the best of each cell as the likelihood may fall by its budget, and half an sd."""
+def _ranges(likelihood: FrameLikelihood, place: Tensor, light: Tensor, budget: Tensor) -> list[tuple[float, float]]:
+    """Ends of N and b: where log L has fallen by each cell's budget from its best value, plus half an sd."""
     sds = []
-    for part, (photons, background) in _blocks(scene, place, light):
-        share = scene.share(*part.T)
-        weight = 1 / (photons[:, None] * share + background[:, None] + scene.var).clamp(min=FAINTEST)
+    for part, (photons, background) in _blocks(likelihood, place, light):
+        share = likelihood.share(*part.T)
+        weight = 1 / (photons[:, None] * share + background[:, None] + likelihood.var).clamp(min=FAINTEST)
         weighted = share * weight
         a, c, d = (share * weighted).sum(1).clamp(min=TINY), weighted.sum(1), weight.sum(1)
         left = (1 - c * c / (a * d)).clamp(min=1e-6)
         sds.append(torch.stack([a * left, d * left], 1).rsqrt())
     reach = ((2 * budget).sqrt() + 0.5)[:, None] * torch.cat(sds)
-    low = torch.maximum((light - reach).amin(0), scene.bounds[2:4, 0])
-    high = torch.minimum((light + reach).amax(0), scene.bounds[2:4, 1])
+    low = torch.maximum((light - reach).amin(0), likelihood.bounds[2:4, 0])
+    high = torch.minimum((light + reach).amax(0), likelihood.bounds[2:4, 1])
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def _blocks(scene: Scene, place: Tensor, light: Tensor):
-    """Rows of place with the columns of light, a few at a time."""
-    size = max(1, BLOCK // len(scene.counts))
+def _blocks(likelihood: FrameLikelihood, place: Tensor, light: Tensor):
+    """Rows of place (n, k) with the matching columns of light, a few at a time."""
+    size = max(1, BLOCK // len(likelihood.counts))
     return zip(place.split(size), (part.T for part in light.split(size)), strict=True)
