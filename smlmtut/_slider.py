@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 _COLOURS = 256  # palette of a frame: a PNG of a third of the size, with no difference to be seen
-_serial = itertools.count(1)  # makes the ids unique where one notebook shows the same slider twice
+_serial = itertools.count(1)  # makes the ids unique where a notebook shows the same slider twice
 
 
 class Slider:
@@ -69,7 +69,7 @@ class Slider:
         self._frames, self._order = _distinct([self._frame(value) for value in self.values])
 
     def text(self, value: Any) -> str:
-        """The value as the slider writes it, with its unit."""
+        """The value as the slider shows it, with its unit."""
         try:
             number = self._fmt(value) if callable(self._fmt) else self._fmt.format(value)
         except (ValueError, TypeError, IndexError, KeyError) as error:
@@ -125,7 +125,7 @@ class Slider:
         return Image.fromarray(pixels[..., :3])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """The same picture for each kind of reader: HTML for pages, PNG for print, text for the rest."""
+        """The same picture for each kind of output: HTML for pages, PNG for print, text for the rest."""
         return {
             "text/html": self._repr_html_(),
             "image/png": base64.b64encode(self.png()).decode(),

@@ -83,4 +83,4 @@ def _every(name: str, value: Value, allowed: str, test) -> Value:
 def _tensor(value: object) -> torch.Tensor:
     """A number or an array as a tensor that keeps all its digits: torch by itself makes a float float32."""
     array = np.asarray(value)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy: torch wants it writable
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy, since torch needs it writable

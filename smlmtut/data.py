@@ -18,7 +18,7 @@ FOLDER_VARIABLE = "SMLMTUT_DATA"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from, under which terms, and what its authors do not say about it.
+    """Where a file comes from, its licence, and what its authors do not say about it.
 
     repository, path, commit: of the public GitHub repository that holds it; sha256: of the file's bytes.
     """
@@ -98,7 +98,7 @@ def fetch(name: str) -> Path:
     Looks in the folder named by the environment variable SMLMTUT_DATA, then in pooch's cache for this user,
     then downloads the file from its origin into that cache.
     Raises ValueError for an unknown name or where SMLMTUT_DATA names no folder, HashMismatch (a ValueError)
-    where the bytes are others, ConnectionError where the file is in neither place and cannot be downloaded.
+    where the bytes differ, ConnectionError where the file is in neither place and cannot be downloaded.
     """
     source = SOURCES[choice("name", name, tuple(SOURCES))]
     folder = os.environ.get(FOLDER_VARIABLE)
@@ -139,16 +139,17 @@ def _verified(path: Path, source: Source) -> Path:
 
 def _from_cache_or_origin(source: Source) -> Path:
     cache = pooch.os_cache("smlmtut")
-    pooch.get_logger().setLevel("WARNING")  # else it tells of a download on stderr, in the reader's page
+    # otherwise it reports a download on stderr, which would show on the reader's page
+    pooch.get_logger().setLevel("WARNING")
     try:
         path = pooch.retrieve(source.url, known_hash=f"sha256:{source.sha256}", fname=source.name, path=cache)
-    except PermissionError:  # of the cache's folder; pooch says which
+    except PermissionError:  # no access to the cache's folder; pooch's message names it
         raise
-    except OSError as error:  # what requests raises is one
+    except OSError as error:  # the errors of requests are OSErrors
         raise ConnectionError(
             f"{source.name} could not be downloaded from {source.url} ({error}). Where there is no network, "
             f"put the file in a folder and name that folder in the environment variable {FOLDER_VARIABLE}."
         ) from error
-    except ValueError as error:  # pooch keeps no download whose hash is wrong
+    except ValueError as error:  # the hash is wrong; pooch has deleted the download
         raise HashMismatch(f"{source.url} must have the SHA-256 {source.sha256}: {error}") from error
     return Path(path)

@@ -89,7 +89,7 @@ def fisher_information(gradient: Tensor, pixel_information: Tensor) -> Tensor:
     weight = torch.where(torch.isinf(weight), 0.0, weight)
     half = (g * weight.sqrt()[:, None]).flatten(2)  # (B, P, H W)
     information = half @ half.mT  # (B, P, P)
-    return (information + information.mT) / 2  # a matrix product is not symmetric to the last digit
+    return (information + information.mT) / 2  # by rounding, the product is not exactly symmetric
 
 
 def bound(information: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def bound(information: Tensor) -> Tensor:
     bad = (failed > 0) | (pivots < SINGULAR * matrix.shape[-1]).any(1)
     if bool(bad.any()):
         entry = int(bad.nonzero()[0])
-        direction = torch.linalg.eigh(scaled[entry])[1][:, 0].abs()  # what the image does not fix
+        direction = torch.linalg.eigh(scaled[entry])[1][:, 0].abs()  # that the image does not determine
         names = direction.gt(0.1 * direction.max()).nonzero().flatten().tolist()
         raise ValueError(
             f"information is singular in batch entry {entry}: the image does not tell parameters {names} apart "

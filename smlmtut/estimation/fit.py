@@ -198,8 +198,13 @@ def _fit_chunk(
         gained, predicted = state[1] - new[1] + slack, (step * score).sum(0)[left]  # fall of the deviance
         better = gained >= 0
         state = tuple(torch.where(better, after, before) for after, before in zip(new, state, strict=True))
-        damping = torch.where(gained > 0.7 * predicted, torch.where(damping > 0.02, damping / 3, 0.0), damping)
-        damping = torch.where(gained < 0.5 * predicted, (4 * damping).clamp(min=0.1), damping)
+        damping = _next_damping(damping, gained, predicted)
+
+
+def _next_damping(damping: Tensor, gained: Tensor, predicted: Tensor) -> Tensor:
+    """λ of the next step: smaller where the deviance fell about as predicted, larger where by less than half."""
+    damping = torch.where(gained > 0.7 * predicted, torch.where(damping > 0.02, damping / 3, 0.0), damping)
+    return torch.where(gained < 0.5 * predicted, (4 * damping).clamp(min=0.1), damping)
 
 
 def _last(variance: Tensor, spots: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Emitters:
 
     @property
     def mask(self) -> Tensor:
-        """present as a tensor (it never is None after construction)."""
+        """`present` as a tensor: after construction it is never None."""
         assert self.present is not None
         return self.present
 
@@ -164,7 +164,7 @@ def expected_photons(
     background: float | Tensor = 0.0,
     origin: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Expected photo-electrons ω of every pixel, Eq. 10 with its indices put right (erratum 5).
+    """Expected photo-electrons ω of every pixel, Eq. 10 with its indices corrected (erratum 5).
 
     ω_k = b_k + Σ_n N_n ∫_k O(u − u_n) du ∫_k O(v − v_n) dv.
 
