@@ -1,6 +1,6 @@
-"""Diffusion for any data and any denoiser: noise schedules, the process out and back, samplers, the bound.
+"""Diffusion for any data and any denoiser: noise schedules, forward and reverse process, samplers, variational bound.
 
-Nothing here knows microscopy or networks. `gaussian_mixture` has data whose best denoiser is known exactly.
+Nothing here depends on microscopy or on a network. `gaussian_mixture` is data whose denoiser is exact.
 """
 
 from .process import denoising_loss, q_posterior, q_sample, q_step, reverse_step, target, to_noise, to_x0

@@ -1,4 +1,4 @@
-"""The bound that diffusion lowers: −log p(y_0) ≤ L_0 + … + L_T, term by term, in bits per dimension.
+"""The variational bound −log p(y_0) ≤ L_0 + … + L_T, term by term, in bits per dimension.
 
 y_0 is continuous, so L_0 and the whole bound are log-densities: they may be negative, and they change with y_0's unit.
 """
@@ -13,7 +13,7 @@ from .._validate import positive
 from .process import DataVariance, Denoise, ReverseVariance, per_row, q_posterior, q_sample, reverse_step
 from .schedule import NoiseSchedule, widest
 
-BIT = math.log(2)  # nats
+BIT = math.log(2)  # nats in a bit
 
 
 def prior_term(y0: Tensor, gamma: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def transition_term(
 def reconstruction_term(y0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """L_0 = −log p(y_0 | y_1) of p = N(mean, variance), a density: (B,) bits per dimension.
 
-    Raises ValueError where the variance is not above 0, as it is with "posterior".
+    Raises ValueError where the variance is not above 0; the variance "posterior" is 0 in this step.
     """
     variance = positive("variance", variance)
     return _per_dimension((2 * math.pi * variance).log() + (y0 - mean).square() / variance)
@@ -58,7 +58,7 @@ def variational_bound(
     variance: str | ReverseVariance = "beta",
     data_variance: DataVariance | None = None,
 ) -> Tensor:
-    """L_0, …, L_T of each y_0, each at one y_t ~ q(y_t | y_0) of its own: (B, T + 1) bits per dimension.
+    """L_0, …, L_T of each y_0, every term at its own draw of y_t ~ q(y_t | y_0): (B, T + 1) bits per dimension.
 
     Their sum over t is an unbiased estimate of the bound. variance, data_variance: see `process.reverse_step`;
     "posterior" makes L_0 infinite and is refused. Raises ValueError where reverse_step does.

@@ -1,6 +1,6 @@
-"""Data whose denoiser is known: a mixture of Gaussians, few enough to sum over.
+"""Data whose denoiser is exact: a mixture of a few Gaussians.
 
-With its exact estimate of y_0 there is no network to blame: what is wrong with the samples is the sampler's.
+The best estimate of y_0 is a sum over the modes. Samples made with it show the errors of the sampler alone.
 """
 
 import math
@@ -18,9 +18,9 @@ from .process import per_row, posterior_variance
 class GaussianMixture:
     """y_0 ~ Σ_k w_k N(m_k, v), pixels independent given k.
 
-    modes: m_k, (K, ...); K = 1 is one Gaussian, and images (K, 1, H, W) of a few scenes are a mixture too.
-    weights: w_k, (K,), above 0, scaled here to a sum of 1; None: all alike.
-    variance: v ≥ 0, a number or a tensor that multiplies a mode; 0, nothing but the modes themselves.
+    modes: m_k, (K, ...); K = 1 is one Gaussian, and a few images (K, 1, H, W) are a mixture too.
+    weights: w_k, (K,), above 0, scaled here to a sum of 1; None: equal weights.
+    variance: v ≥ 0, a number or a tensor that multiplies a mode; with 0, y_0 is one of the modes.
     Raises ValueError for a value that is not finite or out of its range, or another shape.
     """
 
@@ -59,7 +59,7 @@ class GaussianMixture:
         return self._joint(y_t, gamma).softmax(1)
 
     def denoise(self, y_t: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:
-        """E[y_0 | y_t], the best estimate there is, in the form that samplers take: (B, ...)."""
+        """E[y_0 | y_t], the estimate of least squared error, in the form that samplers take: (B, ...)."""
         return (self._share(y_t, gamma) * self._given_mode(y_t, gamma)).sum(1)
 
     def posterior_variance(self, y_t: Tensor, gamma: Tensor, cond: Any = None) -> Tensor:

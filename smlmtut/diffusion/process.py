@@ -1,12 +1,12 @@
-"""Diffusion without a network: the process out and back, what a network may predict, and the loss.
+"""The forward and the reverse process, what a denoiser may predict, and its loss.
 
 Images y have shape (B, ...) of any rank; γ is one number for each row, (B,). The arithmetic on γ is done in γ's own
 type, and the result has the images' type.
 
-Out (Eq. 4 and 5): `q_step`, `q_sample`, and by Bayes' rule `q_posterior`. Back (Eq. 6 and 7): `reverse_step`, mean
-and variance of p(y_{t−1} | y_t) for any estimate of y_0. The mean follows from the estimate alone. The variance is a
-choice, and since the steps' variances add up to the spread of the samples, it is a choice of the uncertainty that the
-method reports.
+Forward (Eq. 4 and 5): `q_step`, `q_sample`, and by Bayes' rule `q_posterior`. Reverse (Eq. 6 and 7): `reverse_step`,
+mean and variance of p(y_{t−1} | y_t) for any estimate of y_0. The mean follows from the estimate alone. The variance
+is a choice, and since the steps' variances add up to the spread of the samples, it is a choice of the uncertainty that
+the method reports.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from .schedule import log_snr
 KINDS = ("noise", "x0", "v")
 WEIGHTS = ("uniform", "min-snr")
 VARIANCES = ("beta", "posterior", "optimal")
-SNR_CAP = 5.0  # of min-SNR weights (Hang 2023)
+SNR_CAP = 5.0  # of the min-SNR weights, the value that Hang 2023 recommends
 
 Weight = str | Callable[[Tensor], Tensor]  # log-SNR (B,) -> weight of the squared error (B,)
-# y_t (B, ...), γ (B,), what is known -> estimate of y_0 (B, ...)
+# y_t (B, ...), γ (B,), condition -> estimate of y_0 (B, ...)
 Denoise = Callable[[Tensor, Tensor, Any], Tensor]
-# y_t, estimate of y_0, γ_t, γ_{t−1}, what is known -> variance of y_{t−1} that multiplies y_t
+# y_t, estimate of y_0, γ_t, γ_{t−1}, condition -> variance of y_{t−1}, in a shape that multiplies y_t
 ReverseVariance = Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
-# a number, a tensor that multiplies y_t, or a function of y_t, γ_t and what is known
+# a number, a tensor that multiplies y_t, or a function of y_t, γ_t and the condition
 DataVariance = float | Tensor | Callable[[Tensor, Tensor, Any], Tensor]
 
 
@@ -68,7 +68,7 @@ def q_posterior(y0: Tensor, y_t: Tensor, gamma: Tensor, gamma_before: Tensor) ->
 
 
 def target(kind: str, y0: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
-    """What a network of this kind has to predict from y_t = √γ y_0 + √(1 − γ) ε: (B, ...).
+    """What a denoiser of this kind has to predict from y_t = √γ y_0 + √(1 − γ) ε: (B, ...).
 
     kind: "noise", ε; "x0", y_0; "v", √γ ε − √(1 − γ) y_0 (Salimans & Ho 2022). gamma: (B,) in [0, 1].
     Raises ValueError for another kind, shape or range.
@@ -127,17 +127,25 @@ def loss_weight(kind: str, log_snr: Tensor, weight: Weight = "uniform") -> Tenso
     return capped / {"noise": snr, "x0": torch.ones_like(snr), "v": 1 + snr}[kind]
 
 
+def denoising_error(kind: str, output: Tensor, y0: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
+    """(output − target)², the squared norm of Eq. 9 pixel by pixel: (B, ...).
+
+    output, y0, noise: (B, ...); gamma: (B,) in [0, 1]. Raises ValueError for another kind, shape or range.
+    """
+    if output.shape != y0.shape:  # broadcasting would hide it
+        raise ValueError(f"output must have the shape of y0, {tuple(y0.shape)}, got {tuple(output.shape)}")
+    return (output - target(kind, y0, noise, gamma)).square()
+
+
 def denoising_loss(
     kind: str, output: Tensor, y0: Tensor, noise: Tensor, gamma: Tensor, weight: Weight = "uniform"
 ) -> Tensor:
-    """Mean over the batch of weight · mean over the pixels of (output − target)² (Eq. 9, erratum 11): ().
+    """Mean over the batch of weight · mean over the pixels of `denoising_error` (Eq. 9, erratum 11): ().
 
     output, y0, noise: (B, ...); gamma: (B,) in (0, 1). Raises ValueError for another kind, weight, shape or range.
     """
-    if output.shape != y0.shape:  # subtraction would spread it
-        raise ValueError(f"output must have the shape of y0, {tuple(y0.shape)}, got {tuple(output.shape)}")
-    error = output - target(kind, y0, noise, gamma)
-    row = error.square().reshape(len(error), -1).mean(1)  # (B,)
+    error = denoising_error(kind, output, y0, noise, gamma)
+    row = error.reshape(len(error), -1).mean(1)  # (B,)
     return (loss_weight(kind, log_snr(gamma), weight).to(row.dtype) * row).mean()
 
 
@@ -153,15 +161,15 @@ def reverse_step(
     """Mean (B, ...) and variance, in a shape that multiplies it, of p(y_{t−1} | y_t) (Eq. 6 and 7).
 
     The mean is that of q(y_{t−1} | y_t, y_0) with the estimate in the place of y_0, which is Eq. 7 written with y_0.
-    gamma, gamma_before: (B,), γ_t < γ_{t−1} ≤ 1.
+    gamma, gamma_before: (B,), γ_t < γ_{t−1} ≤ 1. cond: the condition, handed to variance and data_variance.
     variance: "beta", β_t, right for data of variance 1; "posterior", β̃_t, right for variance 0; "optimal",
         β̃_t + (√γ_{t−1} β_t/(1 − γ_t))² Var(y_0 | y_t), that of q(y_{t−1} | y_t) (Bao 2022); or a function,
         for a variance that was learned.
-    data_variance: what "optimal" needs. A function (y_t, gamma, cond) gives Var(y_0 | y_t) itself. A number or a
-        tensor that multiplies y_t is the variance v of y_0 before y_t is seen; then Var(y_0 | y_t) is
-        v (1 − γ)/(γ v + 1 − γ), exact for pixels that are independent and Gaussian, else no less than the mean of the
-        true one (it is what the best linear estimate leaves).
-    Raises ValueError for another variance, one that is negative or not finite, or data_variance without its use.
+    data_variance: needed for "optimal". A function (y_t, gamma, cond) gives Var(y_0 | y_t) itself. A number or a
+        tensor that multiplies y_t is the prior variance v of y_0; then Var(y_0 | y_t) is v (1 − γ)/(γ v + 1 − γ),
+        the error of the best linear estimate: exact where pixels are independent and Gaussian, otherwise at least
+        the mean of the true one.
+    Raises ValueError for another variance, one that is negative or not finite, or data_variance with another variance.
     """
     if not callable(variance):
         choice("variance", variance, VARIANCES)

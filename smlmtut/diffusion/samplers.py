@@ -1,6 +1,6 @@
 """From noise to samples: ancestral sampling, DDIM and DPM-Solver++, each a generator over its trajectory.
 
-A sampler knows no network: it takes any `denoise(y_t, gamma, cond)` that returns an estimate of y_0.
+A sampler takes any `denoise(y_t, gamma, cond)` that returns an estimate of y_0.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from .schedule import NoiseSchedule, log_snr, widest
 
 __all__ = ["Point", "ancestral", "ddim", "dpm_solver", "sample"]
 
-STREAM = 16  # rows that share a stream of random numbers in `sample`
+STREAM = 16  # rows that share a stream of random numbers in `sample`; another value draws other samples
 
 # a generator, or a function that returns standard normal noise like its argument
 Noise = torch.Generator | Callable[[Tensor], Tensor]
@@ -46,9 +46,9 @@ def ancestral(
 ) -> Iterator[Point]:
     """Draw y_{t−1} from p(y_{t−1} | y_t) for t = T … 1 (Eq. 6): yields T + 1 points, t = T … 0.
 
-    y_T: (B, ...), as a rule standard normal. cond: what is known, handed to denoise. generator: of the noise.
-    variance, data_variance: see `process.reverse_step`. noise_at_last_step: whether y_0 is drawn, or the mean of
-        p(y_0 | y_1) is taken in its place, which leaves out the last step's variance ("posterior" has none there).
+    y_T: (B, ...), standard normal for a sample. cond: the condition, handed to denoise. generator: of the noise.
+    variance, data_variance: see `process.reverse_step`. noise_at_last_step: True draws y_0 from p(y_0 | y_1); False
+        takes its mean instead, which leaves out the last step's variance (the variance "posterior" is 0 there).
     Raises ValueError where reverse_step does, or without a generator.
     """
     y, estimate = y_T, y_T
@@ -71,10 +71,10 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Iterator[Point]:
-    """DDIM (Song 2021): each step keeps the noise it estimates, but for a share that is drawn anew: T + 1 points.
+    """DDIM (Song 2021): each step keeps the noise that it estimates and draws a part of it anew: T + 1 points.
 
-    y_T, cond: as for `ancestral`. eta: in [0, 1], the sd of the new noise over √β̃_t; 0, a map of y_T without
-    chance, which needs no generator; 1, `ancestral` with the variance "posterior".
+    y_T, cond: as for `ancestral`. eta: in [0, 1], the sd of the new noise over √β̃_t. With 0 the result is a
+    deterministic function of y_T and no generator is needed; 1 is `ancestral` with the variance "posterior".
     Raises ValueError for another eta, or one above 0 without a generator.
     """
     between("eta", eta, 0, 1)
@@ -85,7 +85,7 @@ def ddim(
         new = eta**2 * (1 - gamma / before) * (1 - before) / (1 - gamma)  # variance drawn anew, (B,)
         noise = to_noise("x0", estimate, y, gamma)
         y = per_row(before.sqrt(), y) * estimate + per_row((1 - before - new).clamp(min=0).sqrt(), y) * noise
-        if eta > 0 and t > 1:  # at t = 1 nothing is new
+        if eta > 0 and t > 1:  # at t = 1 the variance of the new noise is 0
             y = y + per_row(new.sqrt(), y) * _normal(y, generator)
     yield Point(0, y, estimate)
 
@@ -94,12 +94,13 @@ def ddim(
 def dpm_solver(
     denoise: Denoise, schedule: NoiseSchedule, y_T: Tensor, cond: Any = None, generator: Noise | None = None
 ) -> Iterator[Point]:
-    """DPM-Solver++(2M) (Lu 2022): the path of DDIM with small steps, in few: T + 1 points.
+    """DPM-Solver++(2M) (Lu 2022): the deterministic path of DDIM to second order, in few steps: T + 1 points.
 
-    Between two levels y_t/√(1 − γ_t) moves by the estimate of y_0 times the growth of √(γ/(1 − γ)); the estimate is
-    extrapolated in half the log-SNR from the last two. The first step has only one and is DDIM's. So is the last: to
-    γ = 1, where the log-SNR is infinite, it returns the estimate, which leaves out Var(y_0 | y_1). Steps even in the
-    log-SNR suit it, `NoiseSchedule.resample(…, "log-snr")`.
+    From one level to the next, y_t/√(1 − γ_t) grows by the estimate of y_0 times the growth of √(γ/(1 − γ)). The
+    estimate is extrapolated linearly in half the log-SNR from the last two estimates. The first step has only one
+    estimate and is a step of DDIM. So is the last step, to γ = 1, where the log-SNR is infinite: it returns the
+    estimate itself, which leaves out Var(y_0 | y_1). Use levels evenly spaced in the log-SNR,
+    `NoiseSchedule.resample(…, "log-snr")`.
     y_T, cond: as for `ancestral`; generator: not used, since nothing is random.
     """
     y, estimate, half, step = y_T, y_T, torch.zeros(0), torch.zeros(0)
@@ -135,9 +136,9 @@ def sample(
     """S samples for each of B conditions, a chunk of them at a time: (B, S, ...), float32, on the generator's device.
 
     sampler: one of the functions here, options by functools.partial. shape: (B, ...) of y.
-    cond: a tensor (B, ...), a tuple of such, or None. chunk: samples at once; it sets the memory, and as many rows go
-        through denoise together. progress: a bar over the calls of it.
-    Noise: one number from the generator, and from it a stream for every STREAM consecutive samples in the order of
+    cond: a tensor (B, ...), a tuple of such, or None. chunk: samples that go through denoise together; memory is
+        proportional to it. progress: whether to show a bar that counts the calls of denoise.
+    The generator gives one number, the seed of a stream of noise for every STREAM consecutive samples in the order of
     the result, so the chunk does not change what is drawn.
     Raises ValueError for a shape that is not of whole numbers, a cond of another B, or counts below 1.
     """
@@ -179,7 +180,7 @@ def _normal(like: Tensor, generator: Noise | None) -> Tensor:
 
 
 def _streams(seed: int, rows: range, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Noise for consecutive rows: every call takes the next numbers of each stream that the rows touch."""
+    """Noise for consecutive rows: every call takes the next numbers of each stream that these rows belong to."""
     first = rows.start // STREAM
     generators = [step_generator(seed, k, device=device) for k in range(first, (rows.stop - 1) // STREAM + 1)]
 
@@ -193,7 +194,7 @@ def _streams(seed: int, rows: range, device: torch.device) -> Callable[[Tensor],
 
 
 def _take(cond: Any, of: Tensor) -> Any:
-    """The rows `of` of a tensor, or of each in a tuple."""
+    """The rows `of` of a tensor, or of each tensor in a tuple."""
     if cond is None:
         return None
     return tuple(_take(part, of) for part in cond) if isinstance(cond, tuple) else cond[of]

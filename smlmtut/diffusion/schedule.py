@@ -1,4 +1,4 @@
-"""How much signal is left at each step of diffusion: the noise schedule and what follows from it."""
+"""The noise schedule: how much signal is left at each step of diffusion, and what follows from that."""
 
 import math
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 class NoiseSchedule:
     """Signal levels 1 = γ_0 > γ_1 > … > γ_T > 0 of the forward process (Eq. 5).
 
-    gammas: (T + 1,), kept in float64 and in main memory. Index t of every property below but `gammas` and
-    `log_snr` belongs to step t + 1, the one from y_t to y_{t+1}.
-    Raises ValueError where they do not start at 1, fall from step to step or stay above 0.
+    gammas: (T + 1,), kept in float64 on the CPU. In every property below except `gammas` and `log_snr`, index t
+    belongs to step t + 1, the one from y_t to y_{t+1}.
+    Raises ValueError where they do not start at 1, do not fall at every step or do not stay above 0.
     """
 
     gammas: Tensor
@@ -39,7 +39,7 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, steps: int, first: float, last: float) -> "NoiseSchedule":
-        """β_t even from first to last (Ho 2020)."""
+        """β_t evenly spaced from first to last (Ho 2020)."""
         return cls.from_betas(torch.linspace(first, last, whole("steps", steps), dtype=torch.float64))
 
     @classmethod
@@ -51,7 +51,10 @@ class NoiseSchedule:
 
     @classmethod
     def sigmoid(cls, steps: int, start: float = -3.0, end: float = 3.0, last: float = 1e-6) -> "NoiseSchedule":
-        """γ_t falls from 1 to last along σ(−s), s even from start to end (after Jabri 2023, who clips at 1e-9)."""
+        """γ_t falls from 1 to last along σ(−s), s evenly spaced from start to end.
+
+        After Jabri 2023, who clips γ at 1e-9 instead of ending at `last`.
+        """
         if not finite("start", start) < finite("end", end):
             raise ValueError(f"end must be above start {start:g}, got {end:g}")
         level = torch.linspace(start, end, whole("steps", steps) + 1, dtype=torch.float64).neg().sigmoid()
@@ -59,7 +62,7 @@ class NoiseSchedule:
 
     @classmethod
     def log_linear(cls, steps: int, first: float = 10.0, last: float = -12.0) -> "NoiseSchedule":
-        """log-SNR even from first at t = 1 to last at t = T, after γ_0 = 1."""
+        """Log-SNRs evenly spaced from first at t = 1 to last at t = T, after γ_0 = 1."""
         ends = finite("first", first), finite("last", last)
         levels = torch.linspace(*ends, whole("steps", steps), dtype=torch.float64)
         return cls(torch.cat([torch.ones(1, dtype=torch.float64), from_log_snr(levels)]))
@@ -92,7 +95,8 @@ class NoiseSchedule:
     def prior_kl(self, second_moment: float) -> float:
         """KL(q(y_T | y_0) ‖ N(0, 1)) at y_0² = second_moment, in bits per dimension.
 
-        It is linear in y_0², so the mean of y_0² gives its mean. 0.665 at 1 for the paper's schedule (erratum 12).
+        It is linear in y_0², so its mean over the data is its value at the mean of y_0².
+        The paper's schedule has 0.665 at second_moment = 1 (erratum 12).
         Raises ValueError where second_moment is negative or not finite.
         """
         last = self.gammas[-1]
@@ -100,11 +104,12 @@ class NoiseSchedule:
         return float(nats) / math.log(2)
 
     def resample(self, steps: int, spacing: str = "time", first: float | None = None) -> "NoiseSchedule":
-        """A schedule of fewer steps from γ_0 to γ_T, for a denoiser that is told γ and so takes any.
+        """A schedule of fewer steps from γ_0 to γ_T, for a denoiser that takes γ as an input.
 
-        spacing: "time", γ_0 and then γ_t at whole t, even from t = 1 to T; "log-snr", γ_0 and then γ with even λ.
-        first: log-SNR of the first step where the spacing is "log-snr"; None, that of γ_1. A single step is γ_0, γ_T.
-        Raises ValueError where steps is not in 1 … T, or first not above the log-SNR of γ_T.
+        spacing: "time", γ_0 and then γ_t at whole t, evenly spaced from t = 1 to T; "log-snr", γ_0 and then γ with
+            evenly spaced log-SNRs. A single step is γ_0, γ_T.
+        first: log-SNR of the first step where the spacing is "log-snr"; None, that of γ_1.
+        Raises ValueError where steps is not in 1 … T, or first is not above the log-SNR of γ_T.
         """
         choice("spacing", spacing, ("time", "log-snr"))
         between("steps", whole("steps", steps), 1, self.steps)
@@ -121,18 +126,18 @@ class NoiseSchedule:
         return NoiseSchedule(torch.cat([ends[:1], between_ends, ends[1:]]))
 
     def trained(self) -> "NoiseSchedule":
-        """The same schedule, begun at a level that training has seen: γ_T gives way to (γ_{T−1} + γ_T)/2.
+        """The same schedule with γ_T replaced by (γ_{T−1} + γ_T)/2, a level that occurs in training.
 
-        `draw_gamma` draws evenly from that interval. In the log-SNR it may be very long (7 units in the cosine schedule
-        of 100 steps), and then next to no draw comes near γ_T, where the network would be asked first.
+        `draw_gamma` draws uniformly from the last interval. In the log-SNR that interval may be very long (7 units in
+        the cosine schedule of 100 steps), and then hardly any draw comes near γ_T, where sampling would start.
         """
         return NoiseSchedule(torch.cat([self.gammas[:-1], self.gammas[-2:].mean()[None]]))
 
     def draw_gamma(self, batch: int, generator: torch.Generator) -> Tensor:
         """Levels to train at: t uniform on 1 … T, then γ uniform on (γ_t, γ_{t−1}) (erratum 11).
 
-        Returns (batch,) float64 on the generator's device, at most 1 − 2⁻²⁴, so that the log-SNR of a γ in float32
-        is finite as well. Raises ValueError where batch is not a whole number of at least 1.
+        Returns (batch,) float64 on the generator's device, at most 1 − 2⁻²⁴, so that the log-SNR is finite after γ
+        is rounded to float32 as well. Raises ValueError where batch is not a whole number of at least 1.
         """
         device = generator.device
         t = torch.randint(1, self.steps + 1, (whole("batch", batch),), generator=generator, device=device)
@@ -142,7 +147,7 @@ class NoiseSchedule:
 
 
 def log_snr(gamma: Tensor) -> Tensor:
-    """λ = ln γ/(1 − γ), the log of the signal's variance over the noise's at y_0² = 1: any shape, inf at γ = 1."""
+    """λ = ln γ/(1 − γ), the logarithm of the signal-to-noise ratio at y_0² = 1: any shape, inf at γ = 1."""
     return between("gamma", gamma, 0, 1).logit()
 
 
@@ -152,5 +157,5 @@ def from_log_snr(log_snr: Tensor) -> Tensor:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device that has no more."""
+    """The widest real type of a device: float64, or float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
