@@ -8,14 +8,14 @@ import torch
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
 from smlmtut.networks.whitening import (
+    FEATURES,
     NARROWEST,
-    READINGS,
     SCALE_AT_START,
     Reader,
     curvature,
     lone_sd,
-    readings,
     variance_budget,
+    width_features,
 )
 
 PLACES = [(3.5, 3.5), (3.625, 3.625), (3.4, 3.9)]  # camera pixels: between four fine pixels, on one, anywhere
@@ -98,7 +98,7 @@ def test_the_dark_has_no_spread_and_no_curvature():
     dark = torch.zeros(1, 1, 16, 16)
     assert torch.equal(lone_sd(dark, torch.tensor(0.3)), dark)
     assert torch.equal(curvature(dark), dark)
-    assert torch.equal(readings(dark), torch.zeros(1, READINGS, 16, 16))
+    assert torch.equal(width_features(dark), torch.zeros(1, FEATURES, 16, 16))
 
 
 # -- the network -------------------------------------------------------------------------------------------
@@ -122,6 +122,6 @@ def test_gradients_are_finite_where_nothing_is_to_be_seen():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="estimate"):
-        readings(torch.zeros(8, 8))
+        width_features(torch.zeros(8, 8))
     with pytest.raises(ValueError, match="by must be"):
         lone_sd(blob(), torch.tensor(0.1), by="width")

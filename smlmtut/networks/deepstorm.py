@@ -11,19 +11,14 @@ from .._validate import choice, finite, positive, rank, whole
 from ..imaging.camera import Camera, to_photoelectrons
 from .precision import AUTOCAST
 
-INPUTS = 2  # stabilized signal, read noise
-SIGNAL_SCALE, NOISE_SCALE = 8.0, 4.0  # bring a typical spot and a noisy pixel to about 1
-ANSCOMBE = 3 / 8
-PIXELS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
-
 
 class DeepSTORM(nn.Module):
     """The network φ in three modules: multi-scale context, upsampling by 4, prediction.
 
     channels: features of the context module. dilations: one 3 × 3 convolution each, at the camera's resolution.
     upsampled: features after each of the two nearest-neighbour resize-convolutions.
-    predicting: blocks of the prediction module. sigma: sd of the KDE's kernel that it is trained on,
-        super-resolved pixels. ceiling: the HardTanh's ±1 stands for a KDE of ±ceiling.
+    predicting: blocks of the prediction module. sigma: sd of the kernel of the KDEs in training, in super-resolved
+        pixels. ceiling: the KDE that the HardTanh's 1 stands for.
     Raises ValueError where a number is not a whole one of at least 1, or there are not two `upsampled`.
     """
 
@@ -53,12 +48,12 @@ class DeepSTORM(nn.Module):
             "sigma": self.sigma,
             "ceiling": self.ceiling,
         }
-        self.stem = convolution(INPUTS, channels)
+        self.stem = convolution(2, channels)  # signal and read noise
         self.context = nn.ModuleList(convolution(channels, channels, d) for d in dilations)
         self.resize = nn.ModuleList([convolution(channels, first), convolution(first, second)])
         self.predict = nn.ModuleList(convolution(second, second) for _ in range(predicting))
         self.head = nn.Conv2d(second, 1, 1)
-        # ŷ starts at 0: beyond ±1 the HardTanh has no slope, and a network that starts there never learns
+        # ŷ starts at 0: outside of ±1 the HardTanh has no gradient, and a network that starts there never learns
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -71,7 +66,7 @@ class DeepSTORM(nn.Module):
         return self.ceiling * F.hardtanh(self.raw(electrons, read_variance))
 
     def raw(self, electrons: Tensor, read_variance: Tensor | float) -> Tensor:
-        """What the HardTanh gets, (B, 1, 4H, 4W)."""
+        """The input of the HardTanh, (B, 1, 4H, 4W)."""
         h = F.relu(self.stem(network_input(electrons, read_variance)), inplace=True)  # (B, C, H, W)
         for layer in self.context:
             h = h + F.relu(layer(h), inplace=True)
@@ -79,7 +74,8 @@ class DeepSTORM(nn.Module):
             h = F.relu(layer(F.interpolate(h, scale_factor=2.0, mode="nearest")), inplace=True)  # ×2, ×4
         for layer in self.predict:
             h = h + F.relu(layer(h), inplace=True)
-        with torch.autocast(h.device.type, enabled=False):  # bf16's 8 bits make plateaus where ŷ has a peak
+        # In bf16, with 8 bits, neighbouring pixels of a peak would be equal.
+        with torch.autocast(h.device.type, enabled=False):
             return self.head(h.to(self.head.weight.dtype))  # (B, 1, 4H, 4W)
 
     @property
@@ -89,19 +85,26 @@ class DeepSTORM(nn.Module):
         return 1 + sum(self.architecture["dilations"]) + -int(-fine // 1)
 
 
-def network_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
-    """Frames as the network sees them: signal with unit noise everywhere, and each pixel's read noise.
+ANSCOMBE = 3 / 8  # the constant of Anscombe's transform (Anscombe 1948)
+SIGNAL_SCALE, NOISE_SCALE = 8.0, 4.0  # set by hand to bring a typical spot and a noisy pixel to about 1
 
-    s = 2 √(x + v + 3/8) − 2 √(v + 3/8): Anscombe's transform for Poisson and read noise, moved so that a dark
-    pixel is 0. A noisy pixel is thereby turned down, and the sd of s is about 1 at any brightness.
+
+def network_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
+    """The two channels of the network's input: signal with unit noise everywhere, and each pixel's read noise.
+
+    s = 2 √(x + v + 3/8) − 2 √(v + 3/8): Anscombe's transform for Poisson and read noise, shifted so that a dark
+    pixel is 0. The sd of s is about 1 at any brightness, so a pixel with much read noise has a small signal.
 
     electrons: (B, 1, H, W); read_variance: a number or broadcastable to it. Returns (B, 2, H, W).
     """
     v = torch.as_tensor(read_variance, dtype=electrons.dtype, device=electrons.device)
     dark = v + ANSCOMBE
-    # below −v − 3/8, some two read-noise sd under no light at all, a value tells nothing more
+    # Values below −v − 3/8 are set to it. At a read noise of 2 e⁻ that is 2.2 sd below 0: lower values are noise alone.
     signal = 2 * (electrons + dark).clamp(min=0).sqrt() - 2 * dark.sqrt()
     return torch.cat([signal / SIGNAL_SCALE, v.sqrt().expand_as(signal) / NOISE_SCALE], dim=1)
+
+
+PIXELS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
 
 
 @torch.no_grad()
@@ -109,7 +112,7 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str
     """ŷ = φ(x) of raw frames.
 
     adu: (B, H, W) of any size; camera: numbers, or maps of the frames' size. Computed where the network lies.
-    precision: "no", all in float32; "bf16" or "fp16", convolutions but for the last one in that type (autocast).
+    precision: "no", everything in float32; "bf16" or "fp16", all convolutions but the last in that type (autocast).
     Returns (B, 1, 4H, 4W) float32 on the network's device.
     Raises ValueError for a wrong rank, no frames, a value that is not finite, maps of another size, or an unknown
     precision.
@@ -128,10 +131,10 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that stays in float32 where the CPU's bf16 kernel is wrong.
+    """A convolution that stays in float32 where the bf16 kernel of the CPU is wrong.
 
-    With dilation, more than 16 features and no multiple of 16 of them, oneDNN's gradient of the weights in bf16 and
-    channels_last is not a number (seen with torch 2.13 on a CPU with AVX512-bf16).
+    With dilation, and more than 16 features whose number is not a multiple of 16, the gradient of the weights that
+    oneDNN computes in bf16 and channels_last is NaN (seen with torch 2.13 on a CPU with AVX512-bf16).
     """
 
     def forward(self, input: Tensor) -> Tensor:
