@@ -11,6 +11,7 @@ import statistics
 import time
 
 import torch
+from torch import Tensor
 
 from smlmtut._random import step_generator
 from smlmtut.networks import precision, pretrained, recipes, training
@@ -42,7 +43,7 @@ class Step:
         self.simulating.append(time.perf_counter() - began)
         self.learning.append(seconds(lambda: self.learn(batch)))
 
-    def learn(self, batch: training.Batch) -> None:
+    def learn(self, batch: tuple[Tensor, ...]) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             value = self.recipe.loss(self.network, batch)
         value.backward()

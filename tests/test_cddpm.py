@@ -7,10 +7,18 @@ import torch
 import torch.nn.functional as F
 from test_whitening import blob
 
-from smlmtut.diffusion.process import target
+from smlmtut.diffusion.process import denoising_loss, q_sample, target
 from smlmtut.diffusion.samplers import ancestral, dpm_solver
-from smlmtut.diffusion.schedule import NoiseSchedule
-from smlmtut.networks.cddpm import CALLS, MOLECULES, ConditionalDiffusion, frame_input, sample_kde, sampling_schedule
+from smlmtut.diffusion.schedule import NoiseSchedule, log_snr
+from smlmtut.networks.cddpm import (
+    CALLS,
+    MOLECULES,
+    ConditionalDiffusion,
+    DiffusionBatch,
+    frame_input,
+    sample_kde,
+    sampling_schedule,
+)
 from smlmtut.networks.whitening import NARROWEST, SCALE_AT_START, lone_sd
 
 SMALL = {"channels": (8, 16), "reading": 8}
@@ -39,27 +47,44 @@ def test_published_form_is_the_image_between_minus_one_and_one():
     assert torch.equal((torch.tensor([0.0, 1.0]) - centre[0, 0, 0, 0]) / scale[0, 0, 0, 0], torch.tensor([-1.0, 1.0]))
 
 
-def test_what_training_compares():
-    """The target is that of z, and the surprise is −ln N(y; centre, scale²) without ln √(2π)."""
-    network, estimate = ConditionalDiffusion(**SMALL), blob(0.5).float()
-    y, gamma = blob().float(), torch.tensor([0.3])
-    noise = torch.randn(y.shape, generator=generator())
-    output, wanted, surprise, weight = network(y, (estimate,), gamma, noise)
-    z = (y - estimate) / start(estimate)
-    torch.testing.assert_close(wanted, target("v", z, noise, gamma))
-    normal = torch.distributions.Normal(estimate, start(estimate))
-    torch.testing.assert_close(surprise, -normal.log_prob(y) - math.log(2 * math.pi) / 2, rtol=1e-4, atol=1e-5)
+def one_batch() -> DiffusionBatch:
+    """A lone emitter whose place is known to half a pixel, and a frame that must not be used."""
+    noise = torch.randn(1, 1, 32, 32, generator=generator())
+    frame, given = torch.full((1, 2, 8, 8), 5.0), torch.tensor([False])
+    return DiffusionBatch(blob().float(), blob(0.5).float(), frame, given, torch.tensor([0.3]), noise)
+
+
+def test_terms_of_the_loss():
+    """An output of 0 has the error of the target of z, and nll is −ln N(y; centre, scale²) without ln √(2π)."""
+    batch, network = one_batch(), ConditionalDiffusion(**SMALL)
+    terms, scale = network.loss_terms(batch), start(batch.estimate)
+    z = (batch.kde - batch.estimate) / scale
+    torch.testing.assert_close(terms.squared_error, target("v", z, batch.noise, batch.gamma).square())
+    normal = torch.distributions.Normal(batch.estimate, scale)
+    wanted = -normal.log_prob(batch.kde) - math.log(2 * math.pi) / 2
+    torch.testing.assert_close(terms.nll, wanted, rtol=1e-4, atol=1e-5)
     # one emitter in ŷ, of mass 2π
-    torch.testing.assert_close(weight, start(estimate) / SCALE_AT_START * MOLECULES / (1 + 1), rtol=1e-3, atol=0)
-    assert torch.equal(output, torch.zeros_like(output))
+    torch.testing.assert_close(terms.weight, scale / SCALE_AT_START * MOLECULES / (1 + 1), rtol=1e-3, atol=0)
+    wanted = (terms.weight * (terms.squared_error + terms.nll)).mean()
+    assert torch.equal(network.loss(batch), wanted) and torch.equal(network(batch), wanted)
+
+
+def test_the_loss_of_the_published_form_is_that_of_chapter_8():
+    """On w = 2y − 1 with ŷ as the condition, for a network whose output is not 0."""
+    network, batch = published(), one_batch()
+    torch.nn.init.normal_(network.unet.head.weight, generator=generator())
+    w = 2 * batch.kde - 1
+    z_t = q_sample(w, batch.gamma, batch.noise)
+    output = network.unet(torch.cat([z_t, batch.estimate], 1), log_snr(batch.gamma))
+    wanted = denoising_loss("noise", output, w, batch.noise, batch.gamma)
+    torch.testing.assert_close(network.loss(batch), wanted)
+    assert float(wanted.detach()) > 0.1
 
 
 def test_no_gradient_of_the_denoiser_reaches_centre_and_scale():
     network = ConditionalDiffusion(**SMALL)
-    y, noise = blob().float(), torch.randn(1, 1, 32, 32, generator=generator())
-    output, wanted, *_ = network(y, (blob(0.5).float(),), torch.tensor([0.3]), noise)
-    (output - wanted).square().mean().backward()
-    assert network.read is not None and all(p.grad is None for p in network.read.parameters())
+    network.loss_terms(one_batch()).squared_error.mean().backward()
+    assert network.reader is not None and all(p.grad is None for p in network.reader.parameters())
 
 
 def test_learns_mean_and_sd_of_what_is_not_gaussian():

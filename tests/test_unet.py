@@ -72,11 +72,11 @@ def test_a_row_does_not_depend_on_the_others():
 def test_attention_is_the_softmax_of_the_scaled_products():
     layer = filled(SelfAttention(8, 2), 0.5)
     h = torch.randn(1, 8, 3, 5, generator=generator())
-    asked = layer.ask(layer.normalize(h)).flatten(2)[0]  # (24, 15)
-    query, key, value = (part.reshape(2, 4, 15) for part in asked.split(8))  # (heads, d, pixels)
-    weight = (query.transpose(1, 2) @ key / math.sqrt(4)).softmax(-1)  # (heads, pixels, pixels)
-    seen = (value @ weight.transpose(1, 2)).reshape(1, 8, 3, 5)
-    torch.testing.assert_close(layer(h), h + layer.answer(seen), rtol=1e-4, atol=1e-5)  # float32
+    qkv = layer.qkv(layer.norm(h)).flatten(2)[0]  # (24, 15)
+    q, k, v = (part.reshape(2, 4, 15) for part in qkv.split(8))  # (heads, d, pixels)
+    weight = (q.transpose(1, 2) @ k / math.sqrt(4)).softmax(-1)  # (heads, pixels, pixels)
+    attended = (v @ weight.transpose(1, 2)).reshape(1, 8, 3, 5)
+    torch.testing.assert_close(layer(h), h + layer.proj(attended), rtol=1e-4, atol=1e-5)  # float32
 
 
 def test_channel_norm_is_of_one_pixel_alone():

@@ -3,7 +3,7 @@
     python tools/export_weights.py runs/deepstorm-2d deepstorm-2d --commit HASH
 
 Writes smlmtut/weights/NAME.safetensors from the averaged weights (EMA) of the run's last checkpoint, and prints the
-SHA-256 that belongs into smlmtut/pretrained.py. --commit: the commit whose `smlmtut train` made the run.
+SHA-256 that belongs into smlmtut/networks/pretrained.py. --commit: the commit whose `smlmtut train` made the run.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion
 from smlmtut.networks.checkpoint import read_average
 from smlmtut.networks.deepstorm import DeepSTORM
-from smlmtut.networks.training import Settings
+from smlmtut.networks.settings import TrainingSettings
 
 Make = Callable[[], DeepSTORM | ConditionalDiffusion]
-RUNS: dict[str, tuple[Make, Settings]] = {
+RUNS: dict[str, tuple[Make, TrainingSettings]] = {
     "deepstorm-2d": (DeepSTORM, recipes.SHIPPED),
     "cddpm-2d": (ConditionalDiffusion, recipes.SHIPPED_DIFFUSION),
     "cddpm-2d-published": (
@@ -29,7 +29,7 @@ RUNS: dict[str, tuple[Make, Settings]] = {
 
 
 def export(
-    folder: Path, target: Path, commit: str, settings: Settings | None = None, name: str = "deepstorm-2d"
+    folder: Path, target: Path, commit: str, settings: TrainingSettings | None = None, name: str = "deepstorm-2d"
 ) -> str:
     """Write the weights of a finished run of RUNS[name]; returns their SHA-256.
 

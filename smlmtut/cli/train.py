@@ -11,7 +11,7 @@ from .options import Device, Gain, GainMap, Offset, OffsetMap, ReadVariance, Rea
 if TYPE_CHECKING:
     from ..imaging.scenes import Scene
     from ..networks.recipes import Recipe
-    from ..networks.training import Settings
+    from ..networks.settings import TrainingSettings
 
 training_app = typer.Typer(help="Train a network.", no_args_is_help=True)
 
@@ -114,13 +114,13 @@ def _scene(
 
 
 def _settings(
-    base: "Settings",
+    base: "TrainingSettings",
     steps: int | None,
     batch: int | None,
     learning_rate: float | None,
     seed: int | None,
     checkpoint_every: int | None,
-) -> "Settings":
+) -> "TrainingSettings":
     """The shipped settings, with what the options change."""
     changes = {
         "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed,

@@ -1,6 +1,6 @@
-"""The networks of the book, how they are trained (`training`, `recipes`) and their weights by name (`pretrained`).
+"""The networks of the book, their training (`training`, `recipes`) and their weights by name (`pretrained`).
 
-Neither `training` nor accelerate is loaded by what only uses a network.
+Using a network loads neither `training` nor accelerate.
 """
 
 from .cddpm import ConditionalDiffusion, frame_input, sample_kde, sampling_schedule

@@ -1,19 +1,20 @@
-"""Conditional diffusion: samples of the kernel density estimate y given DeepSTORM's ŷ, and the frame x if it is given.
+"""Conditional diffusion: samples of the kernel density estimate y given DeepSTORM's ŷ, or given ŷ and the frame x.
 
-What is diffused is z = (y − centre) / scale. With centre 1/2 and scale 1/2 that is the image itself in [−1, 1], the
-published form. In ours both are images that a small network reads off the condition c: centre ≈ E[y | c] and
-scale ≈ sd[y | c]. Given c the map is a change of variables, so p(y | c) is untouched. But z has mean 0 and variance 1
-in every pixel, where y has a variance of 0 nearly everywhere, and elsewhere one that depends on the brightness.
+The model diffuses z = (y − centre) / scale. With centre 1/2 and scale 1/2, z is the image itself in [−1, 1], the
+published form. In our form a small network computes centre and scale of every pixel from the condition c:
+centre ≈ E[y | c] and scale ≈ sd[y | c]. For a given c this is a change of variables, so it does not change p(y | c).
+But z has mean 0 and variance 1 in every pixel, whereas the variance of y is almost 0 in most pixels and depends on the
+brightness in the others.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._validate import choice, positive, rank, whole
-from ..diffusion.process import KINDS, q_sample, target, to_x0
+from ..diffusion.process import KINDS, denoising_error, q_sample, to_x0
 from ..diffusion.samplers import Sampler, dpm_solver, sample
 from ..diffusion.schedule import NoiseSchedule, log_snr
 from .deepstorm import network_input
@@ -21,18 +22,45 @@ from .unet import UNet
 from .whitening import SCALE_AT_START, Reader
 
 FORMS = ("whitened", "published")
-MOLECULES = 3.0  # makes the mean weight of the training's frames about 1
-STEPS = 100  # of the noise schedule that is trained on, as published
-CALLS = 20  # of the network for a sample, unless another schedule is asked for
-CHUNK = 32  # images at once: more fall out of a CPU's cache
+MOLECULES = 3.0  # makes the mean weight of the training frames about 1
+STEPS = 100  # of the noise schedule of training, as published
+CALLS = 20  # of the network per sample: CRPS within 1 % of 100 calls (benchmarks/cddpm_tried.md)
+CHUNK = 32  # images at once, which still fit in the cache of a CPU
+
+
+class DiffusionBatch(NamedTuple):
+    """The data of a training step, everything random included.
+
+    kde: y (B, 1, fH, fW). estimate: ŷ, like y. frame: (B, 2, H, W) of `frame_input`; frame_given: (B,), whether the
+    network may use the frame of a row. gamma: (B,). noise: standard normal, like y.
+    """
+
+    kde: Tensor
+    estimate: Tensor
+    frame: Tensor
+    frame_given: Tensor
+    gamma: Tensor
+    noise: Tensor
+
+
+class LossTerms(NamedTuple):
+    """The loss of the diffusion model in three images, (B, 1, fH, fW) each.
+
+    squared_error: of the U-Net's output, with z in the place of y_0 (Eq. 9). nll: −ln N(y; centre, scale²) without the
+    constant ln √(2π); 0 in the published form. weight: see `pixel_weight`; 1 in the published form.
+    """
+
+    squared_error: Tensor
+    nll: Tensor
+    weight: Tensor
 
 
 class ConditionalDiffusion(nn.Module):
     """The denoiser of p(y | c) with its change of variables.
 
     form: "whitened" or "published", see above. kind: what the U-Net predicts, "noise", "x0" or "v".
-    frame: whether it can take the frame too; it then works with ŷ alone as well. floor: least scale.
-    channels, blocks: of the U-Net; reading: features of the network that reads centre and scale.
+    frame: whether it can take the frame too; it then works with ŷ alone as well. floor: smallest scale.
+    channels, blocks: of the U-Net; reading: features of the `Reader`, which computes centre and scale.
     Raises ValueError for an unknown form or kind, or the published form with a frame.
     """
 
@@ -59,17 +87,18 @@ class ConditionalDiffusion(nn.Module):
             "channels": [whole("channels", n) for n in channels], "blocks": blocks,
             "reading": whole("reading", reading),
         }  # fmt: skip
-        known = 1 + (3 if self.frame else 0)  # ŷ; signal, read noise, whether they are given
-        self.read = Reader(known, reading, self.floor) if self.whitened else None
-        self.unet = UNet(1 + known + (3 if self.whitened else 0), 1, (channels[0], channels[1]), blocks)
+        condition = 4 if self.frame else 1  # channels: ŷ; signal, read noise and whether they are given
+        extra = 3 if self.whitened else 0  # √ŷ, centre and scale
+        self.reader = Reader(condition, reading, self.floor) if self.whitened else None
+        self.unet = UNet(1 + condition + extra, 1, (channels[0], channels[1]), blocks)
 
-    def condition(self, estimate: Tensor, frame: Tensor | None = None, given: Tensor | None = None) -> Tensor:
-        """What is known, as images: c.
+    def condition(self, estimate: Tensor, frame: Tensor | None = None, frame_given: Tensor | None = None) -> Tensor:
+        """The condition c as images: (B, C, fH, fW).
 
-        estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `frame_input`, or None. given: (B,) whether each row's
-            frame may be used (None: all).
-        Returns (B, C, fH, fW): ŷ and, where the network takes frames, signal, read noise and 1, or zeros.
-        Raises ValueError for a frame that the network cannot take, or of another size.
+        estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `frame_input`, or None. frame_given: (B,), whether the
+            frame of each row may be used (None: all).
+        The channels are ŷ and, in a network that takes frames, signal, read noise and 1, which are 0 without a frame.
+        Raises ValueError for a frame where the network takes none, or of another size.
         """
         rank("estimate", estimate, 4)
         if not self.frame:
@@ -85,53 +114,67 @@ class ConditionalDiffusion(nn.Module):
             )
         fine = F.interpolate(frame, scale_factor=float(self.factor), mode="bicubic")  # (B, 2, fH, fW)
         fine = torch.cat([fine, torch.ones_like(estimate)], 1)
-        if given is not None:
-            fine = fine * given.to(fine.dtype)[:, None, None, None]
+        if frame_given is not None:
+            fine = fine * frame_given.to(fine.dtype)[:, None, None, None]
         return torch.cat([estimate, fine], 1)
 
     def standardize(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """centre and scale of y = centre + scale · z, (B, 1, fH, fW) each."""
-        estimate = condition[:, :1]
-        if self.read is None:
-            half = torch.full_like(estimate, 0.5)
+        """Centre and scale of y = centre + scale · z: (B, 1, fH, fW) each."""
+        if self.reader is None:
+            half = torch.full_like(condition[:, :1], 0.5)
             return half, half
-        return self.read(condition)
+        return self.reader(condition)
 
     def inputs(self, condition: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """What the U-Net sees beside z_t: (B, C, fH, fW)."""
-        if self.read is None:
+        """The inputs of the U-Net beside z_t: (B, C, fH, fW)."""
+        if self.reader is None:
             return condition
         return torch.cat([condition, condition[:, :1].clamp(min=0).sqrt(), centre, scale / SCALE_AT_START], 1)
 
     def denoise(self, z_t: Tensor, gamma: Tensor, inputs: Tensor) -> Tensor:
-        """The estimate of z_0, the form that the samplers take: (B, 1, fH, fW), float32."""
-        output = self.unet(torch.cat([z_t, inputs], 1), log_snr(gamma)).float()
-        return to_x0(self.kind, output, z_t, gamma)
+        """The estimate of z_0, in the form that samplers take: (B, 1, fH, fW), float32."""
+        return to_x0(self.kind, self._predict(z_t, gamma, inputs), z_t, gamma)
 
-    def forward(
-        self, y: Tensor, known: tuple[Tensor, ...], gamma: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What training compares: the U-Net's output, its target, −ln N(y; centre, scale²), and each pixel's weight.
+    def _predict(self, z_t: Tensor, gamma: Tensor, inputs: Tensor) -> Tensor:
+        """The output of the U-Net, float32."""
+        return self.unet(torch.cat([z_t, inputs], 1), log_snr(gamma)).float()
 
-        y, noise: (B, 1, fH, fW); known: the arguments of `condition`; gamma: (B,). Returns four of (B, 1, fH, fW), the
-        third less a constant; in the published form it is 0 and the weights are 1. No gradient flows from output and
-        target into centre and scale. The weight, scale over SCALE_AT_START times MOLECULES over 1 + the number of
-        molecules in ŷ, is a function of the condition alone and moves no minimum. The first factor keeps the rare
-        emitter in the dark, a z of 1 / floor, from drowning all other gradients; the second keeps the many emitters of
-        a dense frame from drowning the one of a sparse frame.
-        """
-        condition = self.condition(*known)
+    def loss_terms(self, batch: DiffusionBatch) -> LossTerms:
+        """The parts of the loss. Only nll has a gradient with respect to centre and scale."""
+        taken = (batch.estimate, batch.frame, batch.frame_given) if self.frame else (batch.estimate,)
+        condition = self.condition(*taken)
         centre, scale = self.standardize(condition)
-        z = (y - centre) / scale
-        surprise = scale.log() + z.square() / 2 if self.whitened else torch.zeros_like(y)
-        weight = torch.ones_like(y)
+        z = (batch.kde - centre) / scale
+        nll, weight = torch.zeros_like(z), torch.ones_like(z)
         if self.whitened:
-            molecules = known[0].clamp(min=0).sum((1, 2, 3), keepdim=True) / (2 * torch.pi)
-            weight = scale.detach() / SCALE_AT_START * MOLECULES / (1 + molecules)
-        z, inputs = z.detach(), self.inputs(condition, centre.detach(), scale.detach())
-        z_t = q_sample(z, gamma, noise)
-        output = self.unet(torch.cat([z_t, inputs], 1), log_snr(gamma)).float()
-        return output, target(self.kind, z, noise, gamma), surprise, weight
+            nll, weight = scale.log() + z.square() / 2, pixel_weight(batch.estimate, scale.detach())
+        centre, scale, z = centre.detach(), scale.detach(), z.detach()
+        z_t = q_sample(z, batch.gamma, batch.noise)
+        output = self._predict(z_t, batch.gamma, self.inputs(condition, centre, scale))
+        return LossTerms(denoising_error(self.kind, output, z, batch.noise, batch.gamma), nll, weight)
+
+    def loss(self, batch: DiffusionBatch) -> Tensor:
+        """Mean over the pixels of weight · (squared_error + nll) of `loss_terms`: ()."""
+        terms = self.loss_terms(batch)
+        return (terms.weight * (terms.squared_error + terms.nll)).mean()
+
+    def forward(self, batch: DiffusionBatch) -> Tensor:
+        """The loss."""
+        # With several processes the network is wrapped, and only a call of the wrapper, which calls forward, averages
+        # the gradients over the processes: so training has to reach the loss through forward.
+        return self.loss(batch)
+
+
+def pixel_weight(estimate: Tensor, scale: Tensor) -> Tensor:
+    """Weight of each pixel in the loss: (B, 1, fH, fW).
+
+    scale / SCALE_AT_START · MOLECULES / (1 + number of molecules in ŷ). It depends on the condition alone, so it does
+    not move the minimum. The first factor matters where an emitter that ŷ does not show appears in the dark: its z
+    of up to 1 / floor would dominate the gradient. The second factor gives a sparse frame as much weight as a crowded
+    one.
+    """
+    molecules = estimate.clamp(min=0).sum((1, 2, 3), keepdim=True) / (2 * torch.pi)  # a kernel sums to 2π
+    return scale / SCALE_AT_START * MOLECULES / (1 + molecules)
 
 
 @torch.no_grad()
@@ -146,12 +189,12 @@ def sample_kde(
     chunk: int = CHUNK,
     progress: bool = False,
 ) -> Tensor:
-    """Draw S kernel density estimates for each ŷ from p(y | ŷ), or p(y | x, ŷ) where the frame is given.
+    """Draw S kernel density estimates for each ŷ from p(y | ŷ), or from p(y | x, ŷ) where the frame is given.
 
-    estimate: ŷ (B, 1, fH, fW), any sides that 4 divides; frame: (B, 2, H, W) of `frame_input`.
-    schedule, sampler: None, `sampling_schedule()`, with DPM-Solver++; `NoiseSchedule.cosine(STEPS).trained()` with
-        samplers.ancestral is the published way. chunk, progress, generator: as in samplers.sample.
-    Returns (B, S, fH, fW) float32. Under autocast the network runs in its type.
+    estimate: ŷ (B, 1, fH, fW), sides that are multiples of 4; frame: (B, 2, H, W) of `frame_input`.
+    schedule: None, `sampling_schedule()`. sampler: DPM-Solver++; the published way is samplers.ancestral with
+        `NoiseSchedule.cosine(STEPS).trained()`. chunk, progress, generator: as in samplers.sample.
+    Returns (B, S, fH, fW) float32. Under autocast the network runs in the lower precision.
     Raises ValueError as `condition` and samplers.sample do.
     """
     condition = network.condition(estimate, frame)
@@ -164,7 +207,7 @@ def sample_kde(
 
 
 def sampling_schedule(calls: int = CALLS) -> NoiseSchedule:
-    """The schedule that was trained on, from a level that was seen in training, resampled evenly in the log-SNR."""
+    """The schedule of training, from a level that occurs in training, in steps evenly spaced in the log-SNR."""
     return NoiseSchedule.cosine(STEPS).trained().resample(calls, "log-snr")
 
 

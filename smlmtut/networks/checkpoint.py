@@ -1,8 +1,8 @@
-"""What a training run leaves in its folder: a checkpoint from which it goes on bit by bit, and its loss curve."""
+"""The folder of a training run: a checkpoint from which the run continues bit by bit, and its loss curve."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,23 +10,25 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .._files import replacing
-
-if TYPE_CHECKING:
-    from .training import Settings
+from .settings import TrainingSettings
 
 CHECKPOINT, CURVE = "checkpoint.pt", "loss.csv"
 
 
 class CheckpointMismatch(ValueError):
-    """A folder that holds a run of other settings or of another network."""
+    """A folder that holds a run with other settings or another network."""
 
 
 @dataclass
-class Run:
-    """What a checkpoint holds, and the rows of the loss curve since the last one."""
+class Checkpoint:
+    """Everything that a run needs to continue, and where it is kept.
+
+    shards: of the batch. average: the network with averaged weights. folder: None keeps nothing. saved: step of the
+    last checkpoint. curve: rows of the loss curve; pending: loss and gradient norm of the steps since its last row.
+    """
 
     accelerator: Accelerator
-    settings: "Settings"
+    settings: TrainingSettings
     shards: int
     network: nn.Module
     average: nn.Module
@@ -40,21 +42,24 @@ class Run:
         self.torch_rng = torch.get_rng_state()
 
     def note(self, step: int, loss: float, norm: float) -> None:
+        """Add a finished step to the loss curve."""
         self.pending.append((loss, norm))
-        self.torch_rng = torch.get_rng_state()  # for networks with dropout; a step that fails has used some
+        # dropout uses it. Kept here and not read when saving: a step that fails has drawn from it already
+        self.torch_rng = torch.get_rng_state()
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             means = [sum(column) / len(self.pending) for column in zip(*self.pending, strict=True)]
             self.curve.append((step, means[0], means[1], self.settings.rate(step - 1)))
             self.pending = []
 
     def identity(self) -> dict[str, Any]:
-        """What must not change in a run that goes on."""
+        """The settings and shapes that must be the same when a run continues."""
         kept = {f.name for f in fields(self.settings)} - {"checkpoint_every", "precision"}
         numbers = {name: value for name, value in asdict(self.settings).items() if name in kept}
         shapes = {name: list(p.shape) for name, p in self.network.state_dict().items()}
         return numbers | {"shards": self.shards, "mixed": self.accelerator.mixed_precision, "shapes": shapes}
 
     def save(self, step: int) -> None:
+        """Write checkpoint and loss curve, unless this step is saved already."""
         if self.folder is None or step == self.saved or not self.accelerator.is_main_process:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,7 @@ class Run:
             "curve": self.curve,
             "pending": self.pending,
         }
-        # the curve first: killed between the two, a run draws its last rows again, but never lacks them
+        # The curve first: a run that is killed between the two writes its last rows again and never lacks them.
         with replacing(self.folder / CURVE) as path, open(path, "w") as file:
             file.write("step,loss,gradient_norm,learning_rate\n")
             file.writelines(f"{s},{a:.9g},{n:.9g},{r:.9g}\n" for s, a, n, r in self.curve)
@@ -79,17 +84,17 @@ class Run:
         self.saved = step
 
     def resume(self) -> int:
-        """Take up the folder's run; returns the steps that are done."""
+        """Continue the run in the folder, if there is one; returns the number of finished steps."""
         if self.folder is not None and self.accelerator.is_main_process:
             for name in (CHECKPOINT, CURVE):
                 for left in self.folder.glob(f".{name}.*.part"):
-                    left.unlink(missing_ok=True)  # of a run that was killed while it wrote
+                    left.unlink(missing_ok=True)  # from a run that was killed while writing
         found = self.folder is not None and (self.folder / CHECKPOINT).exists()
         found = broadcast_object_list([found])[0] if self.accelerator.num_processes > 1 else found
         if not found:
             return 0
         assert self.folder is not None
-        # on the CPU first: the optimizer's step counters stay there, all else is copied to its place
+        # Loaded to the CPU, where the optimizer's step counters belong; everything else is copied to its device.
         content = _read(self.folder)
         before, now = content["identity"], self.identity()
         other = [name for name in now if before.get(name) != now[name]]
@@ -111,17 +116,10 @@ class Run:
         return self.saved
 
 
-def read_curve(folder: str | Path) -> dict[str, list[float]]:
-    """The loss curve of a run: columns step, loss (mean since the row before), gradient_norm, learning_rate."""
-    with open(Path(folder) / CURVE) as file:
-        names, *rows = (line.strip().split(",") for line in file)
-    return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}
-
-
 def read_average(network: nn.Module, folder: str | Path) -> dict[str, Any]:
-    """Fill a network with a run's averaged weights; returns {"step": steps done, "identity": its settings}.
+    """Load the averaged weights of a run into a network; returns {"step": finished steps, "identity": its settings}.
 
-    Raises FileNotFoundError where the folder holds no run, RuntimeError where the weights are of another network.
+    Raises FileNotFoundError where the folder holds no run, RuntimeError where the weights belong to another network.
     """
     content = _read(Path(folder))
     network.load_state_dict(content["average"])

@@ -1,4 +1,4 @@
-"""Trained networks: files of weights that describe themselves, and those that come with the package, by name."""
+"""Trained networks: files of weights that describe their network, and the weights of the package by name."""
 
 import hashlib
 import json
@@ -25,34 +25,34 @@ SUFFIX = ".safetensors"
 KEY = "smlmtut"  # of the file's metadata: one JSON text, so that equal networks give equal bytes
 CLASSES = {"DeepSTORM": DeepSTORM, "ConditionalDiffusion": ConditionalDiffusion}
 Network = TypeVar("Network", DeepSTORM, ConditionalDiffusion)
-STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PICKLES = (b"PK\x03\x04", b"\x80")  # how torch.save's files begin, now and formerly
+PICKLES = (b"PK\x03\x04", b"\x80")  # the first bytes of files of torch.save, now and formerly
+RENAMED = {  # modules: name in older files, the shipped ones included, and name today
+    "read": "reader", "level": "time_embedding", "told": "time_proj", "before": "encoder", "inner": "middle",
+    "after": "decoder", "ask": "qkv", "answer": "proj", "first": "conv1", "second": "conv2", "normalize": "norm",
+}  # fmt: skip
 
 
 class ArchitectureMismatch(ValueError):
-    """Weights that do not fit the network that their file names."""
+    """Weights that do not fit the network named in their file."""
 
 
 def save(
     network: DeepSTORM | ConditionalDiffusion,
     path: str | Path,
     metadata: dict[str, Any] | None = None,
-    stored: str = "float32",
 ) -> str:
-    """Write a network's weights and what is needed to build it again; returns the file's SHA-256.
+    """Write the weights of a network and what is needed to build it again; returns the SHA-256 of the file.
 
-    path: ends in .safetensors; a file that is there is replaced only when all is written.
+    path: ends in .safetensors; an existing file is replaced only once the new one is complete.
     metadata: more to keep in the file, anything that JSON can hold (training settings, commit, scores).
-    stored: "float32"; "float16" or "bfloat16" halve the file and round the weights to 11 or 8 bits.
-    Raises ValueError for another suffix or type, a class that `load` does not know, weights that are not finite
-    as stored, or metadata that JSON cannot hold.
+    Raises ValueError for another suffix, a class that `load` does not support, weights that are not finite, or
+    metadata that JSON cannot hold.
     """
     path = with_suffix("path", path, (SUFFIX,))
     kind = choice("network", type(network).__name__, tuple(CLASSES))
-    dtype = STORED[choice("stored", stored, tuple(STORED))]
-    tensors = {name: x.detach().cpu().to(dtype).contiguous() for name, x in network.state_dict().items()}
+    tensors = {name: x.detach().cpu().float().contiguous() for name, x in network.state_dict().items()}
     for name, x in tensors.items():
-        finite(f"network's {name} as {stored}", x)
+        finite(f"network's {name}", x)
     try:
         text = json.dumps({**(metadata or {}), "class": kind, "arguments": network.architecture}, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -70,12 +70,11 @@ def load(
     """A trained network, float32, in eval mode and without gradients.
 
     name_or_path: a name in SHA256, for weights that come with the package; or a .safetensors file that `save`
-        wrote (a Path, or a text with a suffix or a folder in it). Needs no network. Never unpickles.
-    kind: the class that is wanted; a file of another one is an ArchitectureMismatch.
-    Raises ValueError for an unknown name, a file of another kind, or weights that are not finite; and these,
-    which are ValueErrors too: HashMismatch where shipped weights are not those registered, TruncatedFile,
-    ArchitectureMismatch where the tensors are not those of the class the file names. FileNotFoundError where
-    there is no file.
+        wrote (a Path, or a string with a suffix or a folder in it). Works offline. Never unpickles.
+    kind: the class of the network.
+    Raises ValueError for an unknown name, a file of another format, or weights that are not finite;
+    HashMismatch where shipped weights are not the registered ones, TruncatedFile, and ArchitectureMismatch for a
+    network of another class or tensors that do not fit the class, which are all ValueErrors; FileNotFoundError.
     """
     path = _path(name_or_path)
     content = describe(path)
@@ -91,9 +90,12 @@ def load(
         ) from error
     wanted = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     with _opened(path) as file:
-        got = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        stored = {current_name(name): name for name in file.keys()}
+        if len(stored) < len(file.keys()):
+            raise ArchitectureMismatch(f"{path} must hold each tensor once, got old and new names: {file.keys()}")
+        got = {name: tuple(file.get_slice(old).get_shape()) for name, old in stored.items()}
         _compare(path, f"{kind.__name__}({', '.join(f'{k}={v}' for k, v in arguments.items())})", wanted, got)
-        tensors = {name: file.get_tensor(name) for name in wanted}
+        tensors = {name: file.get_tensor(stored[name]) for name in wanted}
     for name, x in tensors.items():
         if not x.is_floating_point():
             raise ArchitectureMismatch(f"{path} must hold floating-point weights, got {name} of type {x.dtype}")
@@ -104,9 +106,9 @@ def load(
 
 
 def describe(name_or_path: str | Path = "deepstorm-2d") -> dict[str, Any]:
-    """What a file of weights says about itself: "class", "arguments" and the metadata given to `save`.
+    """The description in a file of weights: "class", "arguments" and the metadata given to `save`.
 
-    Raises what `load` raises for a file that cannot be read or names no class that it knows.
+    Raises what `load` raises for a file that cannot be read or whose class `load` does not support.
     """
     path = _path(name_or_path)
     with _opened(path) as file:
@@ -121,22 +123,19 @@ def describe(name_or_path: str | Path = "deepstorm-2d") -> dict[str, Any]:
     return content
 
 
-def card(name_or_path: str | Path = "deepstorm-2d") -> str:
-    """The model card: training, scores and limits of a network, as Markdown.
-
-    Raises ValueError for an unknown name, FileNotFoundError where no .md lies beside the weights.
-    """
-    return _place(name_or_path).with_suffix(".md").read_text(encoding="utf-8")
+def current_name(name: str) -> str:
+    """The name of a tensor today, for its name in a file of any age."""
+    return ".".join(RENAMED.get(part, part) for part in name.split("."))
 
 
 def sha256(name_or_path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits; a name stands for the weights that come with the package."""
+    """SHA-256 of a file, or of the shipped weights of this name, in hexadecimal digits."""
     with open(_place(name_or_path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _place(name_or_path: str | Path) -> Path:
-    """Where weights lie; a name is a text without suffix and folder."""
+    """The path of weights; a string without suffix and folder is a name."""
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix or len(path.parts) != 1:
         return path
@@ -147,7 +146,7 @@ def _place(name_or_path: str | Path) -> Path:
 
 
 def _path(name_or_path: str | Path) -> Path:
-    """Where weights lie, the SHA-256 of shipped ones verified."""
+    """The path of weights, after verifying the SHA-256 of shipped ones."""
     path = _place(name_or_path)
     if path.parent == FOLDER and path.stem in SHA256:
         wanted, got = SHA256[path.stem], sha256(path)
@@ -157,13 +156,13 @@ def _path(name_or_path: str | Path) -> Path:
 
 
 def _opened(path: Path) -> Any:
-    """A safetensors file open for reading; ValueError where it is none, TruncatedFile where it ends too early."""
+    """A safetensors file open for reading; ValueError for another format, TruncatedFile where it ends too early."""
     size = path.stat().st_size
     with open(path, "rb") as raw:
         head = raw.read(8)  # the header's length; then comes the header, JSON
         length = int.from_bytes(head, "little")
         header = raw.read(min(length, size))
-    # the length's first byte may be any, so that alone does not make a pickle
+    # The first byte of a length may have any value, that of a pickle too: look for the header's brace as well.
     if head.startswith(PICKLES) and not header.startswith(b"{"):
         raise ValueError(f"{path} must be a safetensors file, got a pickle, which could run any code and is not read")
     if header.startswith(b"{") and 8 + length + _data_bytes(header) > size:
@@ -175,7 +174,7 @@ def _opened(path: Path) -> Any:
 
 
 def _data_bytes(header: bytes) -> int:
-    """Bytes of all tensors as a header tells them; 0 where it is no header."""
+    """Bytes of all tensors according to a header; 0 where it is not a header."""
     try:
         return max(x["data_offsets"][1] for name, x in json.loads(header).items() if name != "__metadata__")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):

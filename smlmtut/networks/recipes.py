@@ -1,8 +1,9 @@
-"""How the shipped networks are trained: network, scenes, loss and settings, each in one place."""
+"""How the shipped networks are trained: network, batches, loss and settings."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +12,29 @@ from .. import data
 from ..diffusion.schedule import NoiseSchedule
 from ..imaging.camera import Camera
 from ..imaging.scenes import Scene, draw_batch
-from .cddpm import STEPS, ConditionalDiffusion, frame_input
+from .cddpm import STEPS, ConditionalDiffusion, DiffusionBatch, frame_input
 from .deepstorm import DeepSTORM
 from .precision import best_precision
-from .training import Batch, Draw, Loss, Settings
+from .settings import Draw, Loss, TrainingSettings
 
-FRAME = (32, 32)  # camera pixels of a training frame of DeepSTORM
+FRAME = (32, 32)  # camera pixels of a training frame of DeepSTORM, larger than the 28 that one pixel of ŷ depends on
 SMALL_FRAME = (16, 16)  # of the diffusion model: 64 × 64 super-resolved pixels
-SCALE = 100.0  # brings the mean squared error per super-resolved pixel to about 1 at the start
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network to train, made anew from its seed, what it sees, its loss, and how long it learns."""
+    """What `training.train` needs: a network, made anew from its seed, its batches, its loss, and the settings."""
 
     network: Callable[[int], nn.Module]  # seed -> network
     draw: Draw
     loss: Loss
-    settings: Settings
+    settings: TrainingSettings
 
 
 def reference_scene(camera: Camera | None = None) -> Scene:
     """The scene of `deepstorm-2d`: 108 nm pixels, N 100–2000, b 0–20, σ 0.92–1.08 px, density 0.1–8 per µm².
 
-    camera: None reads the real sCMOS calibration maps of `data.calibration_maps`; each frame is a part of them.
+    camera: None takes the real sCMOS calibration maps of `data.calibration_maps`; each frame is a part of them.
     """
     if camera is None:
         maps = {name: torch.as_tensor(m, dtype=torch.float32) for name, m in data.calibration_maps().items()}
@@ -42,10 +42,18 @@ def reference_scene(camera: Camera | None = None) -> Scene:
     return Scene(camera=camera)
 
 
-def deepstorm_2d(scene: Scene, settings: Settings | None = None, **architecture) -> Recipe:
+class DeepSTORMBatch(NamedTuple):
+    """Frames in photo-electrons (B, 1, H, W), their read variance (e⁻²) and the KDE of the truth (B, 1, fH, fW)."""
+
+    electrons: Tensor
+    read_variance: Tensor
+    kde: Tensor
+
+
+def deepstorm_2d(scene: Scene, settings: TrainingSettings | None = None, **architecture) -> Recipe:
     """DeepSTORM on a scene, by squared error: the minimum is the conditional mean E[y | x].
 
-    settings: None: those of the shipped weights. architecture: arguments of DeepSTORM that differ from its own.
+    settings: None: those of the shipped weights. architecture: arguments of DeepSTORM other than its defaults.
     """
 
     def network(seed: int) -> DeepSTORM:
@@ -57,14 +65,14 @@ def deepstorm_2d(scene: Scene, settings: Settings | None = None, **architecture)
     return Recipe(network, draw_frames(scene, FRAME, shape.factor, shape.sigma), squared_error, settings or SHIPPED)
 
 
-SHIPPED = Settings(steps=13_000, batch=8, learning_rate=2e-3, warmup=200, ema=0.999, clip=20.0, seed=2026)
+SHIPPED = TrainingSettings(steps=13_000, batch=8, learning_rate=2e-3, warmup=200, ema=0.999, clip=20.0, seed=2026)
 
 
-def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: Settings | None = None, **architecture) -> Recipe:
+def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: TrainingSettings | None = None, **architecture) -> Recipe:
     """The conditional diffusion model of y given phi's ŷ, and given the frame too in half of the rows.
 
-    phi: trained, and left as it is. settings: None: those of the shipped weights. architecture: arguments of
-        ConditionalDiffusion that differ from its own; form="published" for the published form.
+    phi: a trained network, which is not changed. settings: None: those of the shipped weights. architecture:
+        arguments of ConditionalDiffusion other than its defaults; PUBLISHED_FORM for the published form.
     """
 
     def network(seed: int) -> ConditionalDiffusion:
@@ -72,62 +80,59 @@ def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: Settings | None = None, **a
             torch.manual_seed(seed)
             return ConditionalDiffusion(**architecture)
 
-    frames = network(0).frame
-    return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), Denoising(frames), settings or SHIPPED_DIFFUSION)
+    return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), diffusion_loss, settings or SHIPPED_DIFFUSION)
 
 
-SHIPPED_DIFFUSION = Settings(steps=6_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027)
+SHIPPED_DIFFUSION = TrainingSettings(
+    steps=6_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027
+)
 PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
 PUBLISHED_FORM = {"form": "published", "kind": "noise", "frame": False}
 
 
 def draw_frames(scene: Scene, shape: tuple[int, int], factor: int, sigma: float) -> Draw:
-    """Frames, read variance and target KDE of a scene, for `training.train`."""
+    """Batches for DeepSTORM: frames of a scene and the KDEs of their truth."""
 
-    def draw(batch: int, generator: torch.Generator) -> Batch:
+    def draw(batch: int, generator: torch.Generator) -> DeepSTORMBatch:
         place = replace(scene, camera=scene.camera.to(generator.device))
         frames = draw_batch(place, batch, shape, generator)
-        return frames.electrons, frames.read_variance, frames.target(factor, sigma)
+        return DeepSTORMBatch(frames.electrons, frames.read_variance, frames.target(factor, sigma))
 
     return draw
 
 
-def squared_error(network: nn.Module, batch: Batch) -> Tensor:
+SCALE = 100.0  # the mean squared error of an estimate of 0 is some thousandths per super-resolved pixel
+
+
+def squared_error(network: nn.Module, batch: DeepSTORMBatch) -> Tensor:
     """SCALE · mean (ŷ − y)² over the super-resolved pixels."""
-    electrons, variance, target = batch
-    return SCALE * (network(electrons, variance).float() - target).square().mean()
+    estimate = network(batch.electrons, batch.read_variance).float()
+    return SCALE * (estimate - batch.kde).square().mean()
 
 
 def draw_estimates(scene: Scene, shape: tuple[int, int], phi: DeepSTORM) -> Draw:
-    """What Denoising takes: y, ŷ, the frame as the network sees it, whether it may, γ and noise."""
+    """Batches for the diffusion model: KDEs of a scene with phi's estimates, noise levels and noise."""
     schedule = NoiseSchedule.cosine(STEPS)
     networks: dict[torch.device, DeepSTORM] = {}
 
     @torch.no_grad()
-    def draw(batch: int, generator: torch.Generator) -> Batch:
+    def draw(batch: int, generator: torch.Generator) -> DiffusionBatch:
         device = generator.device
         if device not in networks:
             networks[device] = copy.deepcopy(phi).to(device)
         frames = draw_batch(replace(scene, camera=scene.camera.to(device)), batch, shape, generator)
-        y = frames.target(phi.factor, phi.sigma)
+        kde = frames.target(phi.factor, phi.sigma)
         with torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == "bf16"):
             estimate = networks[device](frames.electrons, frames.read_variance).float()
         given = torch.rand(batch, generator=generator, device=device) < 0.5
         gamma = schedule.draw_gamma(batch, generator).float()
-        noise = torch.randn(y.shape, generator=generator, device=device)
-        return y, estimate, frame_input(frames.electrons, frames.read_variance), given, gamma, noise
+        noise = torch.randn(kde.shape, generator=generator, device=device)
+        frame = frame_input(frames.electrons, frames.read_variance)
+        return DiffusionBatch(kde, estimate, frame, given, gamma, noise)
 
     return draw
 
 
-@dataclass(frozen=True)
-class Denoising:
-    """Mean of the denoiser's squared error and of what centre and scale get wrong. frames: whether it sees frames."""
-
-    frames: bool
-
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        y, estimate, frame, given, gamma, noise = batch
-        known = (estimate, frame, given) if self.frames else (estimate,)
-        output, wanted, surprise, weight = network(y, known, gamma, noise)
-        return (weight * ((output - wanted).square() + surprise)).mean()
+def diffusion_loss(network: nn.Module, batch: DiffusionBatch) -> Tensor:
+    """The loss of ConditionalDiffusion, reached through its forward; see there."""
+    return network(batch)

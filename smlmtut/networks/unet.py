@@ -1,8 +1,8 @@
-"""The denoiser: a U-Net that knows the noise level, small enough to train on a CPU.
+"""The denoiser: a U-Net with an embedding of the noise level, small enough to train on a CPU.
 
 A 2 × 2 block of super-resolved pixels becomes one pixel with four times the channels, so that most of the work is
-done at half the resolution. One halving further, where a 64 × 64 image has 16 × 16 pixels, every pixel attends to
-every other.
+done at half the resolution. At a quarter of the resolution, where a 64 × 64 image has 16 × 16 pixels, every pixel
+attends to every other.
 """
 
 import math
@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from .._validate import rank, whole
 
-EMBEDDED = 64  # numbers that tell the noise level
-SLOWEST, FASTEST = 1 / 8, 10.0  # radians per unit of the log-SNR
-UNSHUFFLE = 2  # super-resolved pixels to a pixel of the first level, along each axis
+EMBEDDING = 64  # numbers in the embedding of the noise level, as in erratum 13
+# Frequencies of the embedding in radians per unit of the log-SNR. The log-SNR goes from about −15 to 15: the period of
+# the slowest wave, 50, is longer. Steps of the schedule are a few tenths apart: the fastest turns them into radians.
+SLOWEST, FASTEST = 1 / 8, 10.0
+UNSHUFFLE = 2  # super-resolved pixels per pixel of the first level, along each axis
 
 
-def embed_log_snr(log_snr: Tensor, size: int = EMBEDDED) -> Tensor:
+def embed_log_snr(log_snr: Tensor, size: int = EMBEDDING) -> Tensor:
     """Sines and cosines of the log signal-to-noise ratio ln γ/(1 − γ), from slow to fast: (B,) to (B, size).
 
-    The log-SNR spans about −15 to 15 in steps of some tenths, which the fastest wave turns into radians. √γ itself
-    hardly moves from step to step: its sines are the same within a few hundredths.
+    √γ itself hardly changes from step to step: its sines differ by a few hundredths at most (erratum 13).
     Raises ValueError where size is not even.
     """
     if whole("size", size) % 2:
@@ -34,11 +35,11 @@ def embed_log_snr(log_snr: Tensor, size: int = EMBEDDED) -> Tensor:
 
 
 class UNet(nn.Module):
-    """A network from B images and noise levels to B images.
+    """A network from B images and noise levels to B images (Ronneberger 2015).
 
     inputs, outputs: channels of the images. channels: features at half and at a quarter of the resolution.
-    blocks: residual blocks at a quarter of the resolution, on each side of the attention. heads: of the attention.
-    The last layer starts at 0: so does what the network adds to whatever it is wrapped in.
+    blocks: residual blocks at a quarter of the resolution, before and after the attention. heads: of the attention.
+    The weights of the last layer start at 0, and so does the output.
     Raises ValueError where a number is not a whole one of at least 1, or heads do not divide the features.
     """
 
@@ -53,16 +54,16 @@ class UNet(nn.Module):
         self.architecture: dict[str, Any] = {
             "inputs": inputs, "outputs": outputs, "channels": [fine, coarse], "blocks": blocks, "heads": heads,
         }  # fmt: skip
-        told = 4 * fine
-        self.level = nn.Sequential(nn.Linear(EMBEDDED, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
+        size = 4 * fine  # of the embedding in every residual block
+        self.time_embedding = nn.Sequential(nn.Linear(EMBEDDING, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
         self.stem = nn.Conv2d(UNSHUFFLE**2 * inputs, fine, 3, padding=1)
-        self.before = ResidualBlock(fine, fine, told)
+        self.encoder = ResidualBlock(fine, fine, size)
         self.down = nn.Conv2d(4 * fine, coarse, 1)
-        self.inner = nn.ModuleList(ResidualBlock(coarse, coarse, told) for _ in range(2 * blocks))
+        self.middle = nn.ModuleList(ResidualBlock(coarse, coarse, size) for _ in range(2 * blocks))
         self.attention = SelfAttention(coarse, heads)
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
-        self.after = nn.ModuleList([ResidualBlock(2 * fine, fine, told), ResidualBlock(fine, fine, told)])
-        self.normalize = ChannelNorm(fine)
+        self.decoder = nn.ModuleList([ResidualBlock(2 * fine, fine, size), ResidualBlock(fine, fine, size)])
+        self.norm = ChannelNorm(fine)
         self.head = nn.Conv2d(fine, UNSHUFFLE**2 * outputs, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
@@ -70,7 +71,7 @@ class UNet(nn.Module):
     def forward(self, images: Tensor, log_snr: Tensor) -> Tensor:
         """(B, inputs, H, W) and (B,) to (B, outputs, H, W).
 
-        Raises ValueError where H or W is not a multiple of 4, or the number of channels is another.
+        Raises ValueError where H or W is not a multiple of 4, or the images have another number of channels.
         """
         least = 2 * UNSHUFFLE
         wanted = self.architecture["inputs"]
@@ -78,57 +79,57 @@ class UNet(nn.Module):
             raise ValueError(
                 f"images must have {wanted} channels and sides that {least} divides, got shape {tuple(images.shape)}"
             )
-        told = self.level(embed_log_snr(log_snr))  # (B, 4C)
-        skip = self.before(self.stem(F.pixel_unshuffle(images, UNSHUFFLE)), told)  # (B, C, H/2, W/2)
+        embedding = self.time_embedding(embed_log_snr(log_snr))  # (B, 4C)
+        skip = self.encoder(self.stem(F.pixel_unshuffle(images, UNSHUFFLE)), embedding)  # (B, C, H/2, W/2)
         h = self.down(F.pixel_unshuffle(skip, 2))  # (B, C', H/4, W/4)
-        middle = len(self.inner) // 2
-        for i, block in enumerate(self.inner):
-            h = self.attention(h) if i == middle else h
-            h = block(h, told)
+        half = len(self.middle) // 2
+        for i, block in enumerate(self.middle):
+            h = self.attention(h) if i == half else h
+            h = block(h, embedding)
         h = torch.cat([F.pixel_shuffle(self.up(h), 2), skip], 1)  # (B, 2C, H/2, W/2)
-        for block in self.after:
-            h = block(h, told)
-        return F.pixel_shuffle(self.head(F.silu(self.normalize(h))), UNSHUFFLE)  # (B, outputs, H, W)
+        for block in self.decoder:
+            h = block(h, embedding)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), UNSHUFFLE)  # (B, outputs, H, W)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around which the input passes; the noise level scales and shifts the features between them."""
+    """Two convolutions with a skip connection; the noise level scales and shifts the features between them."""
 
-    def __init__(self, inputs: int, outputs: int, told: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(ChannelNorm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.told = nn.Linear(told, 2 * outputs)
-        self.normalize = ChannelNorm(outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv1 = nn.Sequential(ChannelNorm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.time_proj = nn.Linear(embedding, 2 * outputs)
+        self.norm = ChannelNorm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, h: Tensor, told: Tensor) -> Tensor:
-        scale, shift = self.told(told)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
-        inner = self.normalize(self.first(h)) * (1 + scale) + shift
-        return self.skip(h) + self.second(F.silu(inner))
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.time_proj(embedding)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
+        modulated = self.norm(self.conv1(h)) * (1 + scale) + shift
+        return self.skip(h) + self.conv2(F.silu(modulated))
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at every other: softmax(q kᵀ / √d) v in each head, added to what came in."""
+    """Attention between all pixels: softmax(q kᵀ / √d) v in each head, added to the input (Vaswani 2017)."""
 
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.normalize = ChannelNorm(features)
-        self.ask = nn.Conv2d(features, 3 * features, 1)  # query, key and value
-        self.answer = nn.Conv2d(features, features, 1)
+        self.norm = ChannelNorm(features)
+        self.qkv = nn.Conv2d(features, 3 * features, 1)
+        self.proj = nn.Conv2d(features, features, 1)
 
     def forward(self, h: Tensor) -> Tensor:
         batch, features, height, width = h.shape
-        asked = self.ask(self.normalize(h)).permute(0, 2, 3, 1)  # (B, H, W, 3C)
-        asked = asked.reshape(batch, height * width, 3, self.heads, features // self.heads)
-        query, key, value = asked.permute(2, 0, 3, 1, 4)  # (B, heads, HW, d) each
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (B, HW, heads, d)
-        return h + self.answer(seen.reshape(batch, height, width, features).permute(0, 3, 1, 2))
+        qkv = self.qkv(self.norm(h)).permute(0, 2, 3, 1)  # (B, H, W, 3C)
+        qkv = qkv.reshape(batch, height * width, 3, self.heads, features // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, HW, d) each
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, HW, heads, d)
+        return h + self.proj(attended.reshape(batch, height, width, features).permute(0, 3, 1, 2))
 
 
 class ChannelNorm(nn.Module):
-    """Features of each pixel with mean 0 and sd 1, then scaled and shifted: unlike GroupNorm's, of no other pixel."""
+    """Layer normalization over the features of each pixel; unlike GroupNorm's, it does not mix pixels."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
