@@ -44,7 +44,7 @@ class Checkpoint:
     def note(self, step: int, loss: float, norm: float) -> None:
         """Add a finished step to the loss curve."""
         self.pending.append((loss, norm))
-        # dropout uses it. Kept here and not read when saving: a step that fails has drawn from it already
+        # For networks with dropout. Taken here and not when saving, since a step that fails has drawn from it by then.
         self.torch_rng = torch.get_rng_state()
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             means = [sum(column) / len(self.pending) for column in zip(*self.pending, strict=True)]

@@ -22,8 +22,6 @@ from .deepstorm import Convolution
 SCALE_AT_START = 0.1  # of a kernel's peak, about the sd of y beside an emitter given ŷ of DeepSTORM
 NARROWEST = 1e-3  # smallest τ²: τ = 0.03 super-resolved pixels, far below the error of any position here
 FAINT = 1e-3  # of a kernel's peak, which a kernel reaches 3.7 sd from its centre: smallest value of ŷ in a logarithm
-
-
 REACH = 2  # pixels to each side over which the curvature is averaged: two sd of a kernel
 
 
