@@ -45,10 +45,11 @@ colab: $(READY)  ## write the Colab edition, notebooks/*.ipynb
 colab-check: $(READY)  ## fail if the Colab edition is not what the chapters say
 	$(PY) tools/colab.py --check
 
-lint: $(DEV)  ## style, types, spelling, workflows, environment.yml
+lint: $(DEV)  ## style, types, imports, spelling, workflows, environment.yml
 	$(PY) -m ruff check $(CODE) notebooks
 	$(PY) -m ruff format --check $(CODE) notebooks
 	$(PY) -m pyright
+	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	$(PY) -m codespell_lib . --toml pyproject.toml
 	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(PY) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff

@@ -13,6 +13,7 @@ import yaml
 PARAMETERS = 'profile = "book"  # "smoke", "book" or "full"\ndevice = "auto"  # "auto", "cpu", "cuda" or "mps"'
 SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exercises", "Further reading")
 LONGEST_CELL = 18  # lines
+MOST_IMPORTS = 6  # of the package: one from each room that the chapter uses
 DIRECTIVE = re.compile(r"^\s*(?:`{3,}|:{3,})\{([\w:-]+)\}\s*(.*)$")
 OPTION = re.compile(r"^\s*:([\w-]+):\s*(.*)$")
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
@@ -36,6 +37,9 @@ def source_problems(text: str) -> list[str]:
     found += [*figure_problems(code), *exercise_problems(notebook)]
     if left := re.search(r"\b(?:TODO|FIXME|XXX|RUNTIME)\b", text):
         found.append(f"something is left open: {left[0]}")
+    imports = sum(len(re.findall(r"^(?:from|import) smlmtut\b", cell.source, re.M)) for cell in code)
+    if imports > MOST_IMPORTS:
+        found.append(f"smlmtut is imported in {imports} statements, more than {MOST_IMPORTS}: import from the rooms")
     for cell in code:
         lines, first = len(cell.source.splitlines()), cell.source.strip().partition("\n")[0]
         if lines > LONGEST_CELL:
