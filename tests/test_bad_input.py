@@ -308,11 +308,6 @@ def calibration(folder: Path, gain=1.0, offset=1.0, variance=1.0, shape=(3, 3)):
 GRAY = np.ones((3, 6, 5), np.uint16)
 
 
-def blocks(folder: Path, frames: int):
-    with io.read_movie(tiff(folder, GRAY)) as movie:
-        return list(movie.blocks(frames))
-
-
 WEBP = {"compression": "zlib"}
 
 
@@ -383,7 +378,6 @@ case(
 case("complex numbers", lambda d: io.read_movie(tiff(d, GRAY.astype(complex))), "movie.tif", "complex128")
 case("codec not installed", lambda d: io.read_movie(with_compression(d, 50001)), "movie.tif", "codec", "WEBP")
 case("half of an OME pair", lambda d: io.read_movie(lone_ome(d)), "a.ome.tif", "frame 1", "not found")
-case("blocks of none", lambda d: blocks(d, 0), "frames", "at least 1", "got 0")
 case("write a JPEG", lambda d: io.write_movie(d / "movie.jpg", GRAY), "path", ".tif", "movie.jpg")
 case("write rank 2", lambda d: io.write_movie(d / "m.tif", GRAY[0]), "frames", "3 dimensions", "(6, 5)")
 case("write nothing", lambda d: io.write_movie(d / "m.tif", GRAY[:0]), "frames", "at least one", "(0, 6, 5)")

@@ -1,9 +1,11 @@
 """Movies, camera maps and tables: against tifffile, h5py and pandas, cut short in every way, there and back."""
 
 import itertools
+import math
 import os
 import stat
 import tracemalloc
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -18,6 +20,7 @@ from skimage.io import imread
 from test_data import real
 
 from smlmtut import data, io
+from smlmtut.imaging.camera import Camera
 
 MOVIE = np.random.default_rng(0).integers(0, 60_000, (12, 9, 7)).astype(np.uint16)
 WRITERS = {
@@ -72,12 +75,9 @@ def test_indices_mean_what_they_mean_for_numpy(tmp_path, name, key):
 
 
 @pytest.mark.parametrize("name", ["plain.tif", "deflate.tif"])
-def test_iteration_and_blocks_cover_the_movie_once(tmp_path, name):
+def test_iteration_covers_the_movie_once(tmp_path, name):
     with io.read_movie(written(tmp_path, name)) as movie:
         np.testing.assert_array_equal(np.stack(list(movie)), MOVIE)
-        starts, blocks = zip(*movie.blocks(5), strict=True)
-        assert starts == (0, 5, 10) and [len(b) for b in blocks] == [5, 5, 2]
-        np.testing.assert_array_equal(np.concatenate(blocks), MOVIE)
         with pytest.raises(IndexError):
             movie[12]
 
@@ -105,6 +105,26 @@ def test_one_frame_does_not_load_the_movie(tmp_path, compression):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**21  # a frame is 2^17 bytes; the rest is tifffile's description of 64 pages
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells the memory of each mapped file")
+def test_release_memory_gives_back_what_was_read(tmp_path):
+    def resident() -> int:
+        """Memory of the mapped file in kB."""
+        with open("/proc/self/smaps") as maps:
+            _, _, entry = maps.read().partition(str(tmp_path / "large.tif"))
+        return int(entry.partition("Rss:")[2].split()[0])
+
+    frames = np.full((64, 256, 256), 7, np.uint16)  # 8 MiB
+    io.write_movie(tmp_path / "large.tif", frames)
+    with io.read_movie(tmp_path / "large.tif") as movie:
+        movie[:]
+        assert resident() > 8000
+        movie.release_memory()
+        assert resident() < 100
+        np.testing.assert_array_equal(movie[60:], frames[60:])
+    with io.read_movie(written(tmp_path, "deflate.tif")) as movie:
+        movie.release_memory()  # nothing is mapped
 
 
 def test_the_real_movie_is_what_tifffile_reads():
@@ -282,7 +302,96 @@ def test_a_map_is_found_whatever_it_is_called(tmp_path):
     np.testing.assert_array_equal(io.read_map(tmp_path / "map.h5", "offset"), (values + 1).astype(np.float64))
 
 
-# -- tables ------------------------------------------------------------------------------------------------
+# -- descriptions of a camera --------------------------------------------------------------------------------------
+
+
+def described(folder, text: str, maps=("gain",), shape=(6, 5)):
+    """camera.yaml with this text in a folder of its own, and maps beside it."""
+    (folder / "setup").mkdir()
+    for i, name in enumerate(maps):
+        with h5py.File(folder / "setup" / f"{name}.hdf5", "w") as file:
+            file["map"] = 1 + i + np.arange(math.prod(shape)).reshape(shape) / 10
+    (folder / "setup" / "camera.yaml").write_text(text)
+    return folder / "setup" / "camera.yaml"
+
+
+def test_a_camera_of_numbers(tmp_path):
+    text = "gain: 2\noffset: 100.5\nread_variance: 2e1\nsaturation: 65535\nquantum_efficiency: 0.9\npixel_size_nm: 108"
+    found = io.read_camera(described(tmp_path, text))
+    assert found == io.CameraDescription(2, 100.5, 20.0, 65535, 0.9, 108)
+    assert found.camera() == found.camera((20, 30)) == Camera(2, 100.5, 20.0, 0.9, 65535)
+    (tmp_path / "setup" / "camera.yaml").write_text("offset: 3")
+    assert io.read_camera(tmp_path / "setup" / "camera.yaml") == io.CameraDescription(offset=3)
+
+
+def test_a_camera_of_maps_and_numbers(tmp_path, monkeypatch):
+    """Paths start at the file's folder, whatever the current one is; the movie shows a part."""
+    monkeypatch.chdir(tmp_path)
+    text = "gain: gain.hdf5\noffset: ../setup/offset.hdf5\nread_variance: 4.0\ncrop: [2, 1]"
+    found = io.read_camera(described(tmp_path, text, ("gain", "offset")))
+    whole, part = found.camera(), found.camera((3, 4))
+    assert whole.shape == (6, 5) and whole.read_variance == 4
+    assert isinstance(part.gain, torch.Tensor) and isinstance(part.offset, torch.Tensor)
+    gain = io.read_map(tmp_path / "setup" / "gain.hdf5")
+    np.testing.assert_array_equal(part.gain, gain[2:5, 1:5])
+    np.testing.assert_array_equal(part.offset, gain[2:5, 1:5] + 1)
+    assert replace(found, crop=None).camera((6, 5)).shape == (6, 5)
+
+
+KEYS = "gain, offset, read_variance, saturation, quantum_efficiency, pixel_size_nm, crop"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gian: 2", f"must have the keys {KEYS} only, got 'gian'"),
+        ("gain: 2\n3: 4", "only, got 3"),
+        ("gain: none.hdf5", "gain must be a number or the path of an HDF5 map, got 'none.hdf5': there is no such file"),
+        ("gain: [1, 2]", r"gain must be a number or the path of an HDF5 map, got \[1, 2\]"),
+        ("offset: true", "offset must be a number or the path of an HDF5 map, got True"),
+        ("read_variance:", "read_variance must be a number or the path of an HDF5 map, got None"),
+        ("saturation: gain.hdf5", "saturation must be a number, got 'gain.hdf5'"),
+        ("pixel_size_nm: 0", "pixel_size_nm must be finite and positive, got 0"),
+        ("gain: -1", "gain must be finite and positive, got -1"),
+        ("offset: .nan", "offset must be finite, got nan"),
+        ("read_variance: -4", "read_variance must be finite and not negative, got -4"),
+        ("crop: 3", r"crop must be \[row, column\], for instance \[128, 256\], got 3"),
+        ("crop: [1, 2, 3]", r"crop must be \[row, column\]"),
+        ("crop: [1, -2]", "crop's column must be a whole number of at least 0, got -2"),
+        ("crop: [1.5, 2]", "crop's row must be a whole number"),
+        ("crop: [a, 2]", "crop's row must be a whole number of at least 0, got 'a'"),
+        ("", "must hold keys and values, for instance 'gain: 2.0', got None"),
+        ("- gain", "must hold keys and values"),
+        ("gain: [", "must be a YAML file"),
+    ],
+)
+def test_a_bad_description_of_a_camera(tmp_path, text, message):
+    path = described(tmp_path, text)
+    with pytest.raises(ValueError, match=f"camera.yaml.*{message}"):
+        io.read_camera(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gain: gain.hdf5", r"maps of the camera must have the movie's size \(3, 4\), got \(6, 5\): give crop"),
+        ("gain: gain.hdf5\ncrop: [4, 1]", r"crop of shape \(3, 4\) at row 4, column 1 must lie on the maps"),
+        ("gain: gain.hdf5\noffset: small.hdf5", "maps must have one shape"),
+        ("gain: 2\ncrop: [0, 0]", "crop needs a map"),
+        ("gain: camera.yaml", "camera.yaml must be an HDF5 file"),
+        ("saturation: 5\noffset: 100", "saturation must be above the offset, got 5 ADU"),
+        ("quantum_efficiency: 1.5", r"quantum_efficiency must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_a_camera_that_does_not_fit(tmp_path, text, message):
+    path = described(tmp_path, text)
+    with h5py.File(path.with_name("small.hdf5"), "w") as file:
+        file["map"] = np.ones((3, 4))
+    with pytest.raises(ValueError, match=message):
+        io.read_camera(path).camera((3, 4))
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
 
 HEADER = (
     '"id","frame","x [nm]","y [nm]","sigma [nm]","intensity [photon]","offset [photon]",'

@@ -1,25 +1,16 @@
-"""Files: movies and images, tables of localizations (ThunderSTORM, Picasso), calibration maps."""
+"""Files: movies and images, tables of localizations (ThunderSTORM, Picasso), descriptions of a camera."""
 
 from .._files import TruncatedFile
-from .movies import (
-    IMAGE_SUFFIXES,
-    TIFF_SUFFIXES,
-    Movie,
-    read_calibration,
-    read_map,
-    read_movie,
-    write_image,
-    write_movie,
-    write_stacks,
-)
+from .calibration import CameraDescription, read_calibration, read_camera, read_map
+from .movies import Movie, read_movie, write_image, write_movie, write_stacks
 from .tables import read_localizations, write_localizations
 
 __all__ = [
-    "IMAGE_SUFFIXES",
-    "TIFF_SUFFIXES",
+    "CameraDescription",
     "Movie",
     "TruncatedFile",
     "read_calibration",
+    "read_camera",
     "read_localizations",
     "read_map",
     "read_movie",

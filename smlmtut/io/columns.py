@@ -1,4 +1,4 @@
-"""What every format of a table of localizations needs."""
+"""Columns of a table of localizations, checked; used by every format."""
 
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ def column(table: pd.DataFrame, name: Hashable) -> np.ndarray:
 
 
 def demand(wanted: Iterable[str], columns: Iterable[Hashable], name: str) -> None:
-    """ValueError where one of the wanted columns is missing."""
+    """Raise ValueError where one of the wanted columns is missing."""
     there = list(columns)
     missing = [column for column in wanted if column not in there]
     if missing:
@@ -24,7 +24,7 @@ def demand(wanted: Iterable[str], columns: Iterable[Hashable], name: str) -> Non
 
 
 def add(columns: Columns, name: Hashable, values: np.ndarray, path: Path) -> None:
-    """Put a column into a table under construction; ValueError where it is there."""
+    """Add a column to those collected so far; ValueError where its name is taken."""
     if name in columns:
         raise ValueError(f"{path} must have each column once, got {name!r} twice")
     columns[name] = values
@@ -33,7 +33,7 @@ def add(columns: Columns, name: Hashable, values: np.ndarray, path: Path) -> Non
 def numbers(values: np.ndarray, name: Hashable, path: Path) -> np.ndarray:
     """The values of a column; ValueError where they are text."""
     if len(values) == 0:
-        return values.astype(np.float64)  # a column without rows has no type of its own
+        return values.astype(np.float64)  # the type of a column without rows means nothing
     if values.dtype.kind not in "uifb":
         text = next((x for x in values if isinstance(x, str)), None)
         raise ValueError(f"{name} must hold numbers in {path}, got {values.dtype}, as in {text!r}")

@@ -1,18 +1,18 @@
-"""Movies (TIFF), camera maps (HDF5) and, from `tables`, localizations: nanometres stay outside."""
+"""Movies and images as files: a movie's frames are read on demand; a file is written completely or not at all."""
 
 import math
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import tifffile
 from matplotlib.image import imsave
 from torch import Tensor
 
-from .._files import TruncatedFile, hdf5, replacing, with_suffix
-from .._validate import between, finite, non_negative, positive, rank, whole
+from .._files import TruncatedFile, replacing, with_suffix
+from .._validate import between, rank, whole
 from .tiff import check_structure
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -24,8 +24,8 @@ class Movie:
     """Frames of a TIFF file, (T, H, W), read from the disk when they are indexed.
 
     movie[i] is (H, W), movie[a:b] is (b - a, H, W); further indices select rows and columns. The result is a
-    new array in the machine's byte order with the file's values. Uncompressed movies are memory-mapped; of
-    others only the frames asked for are decoded. Use it in a `with` statement, or close it.
+    new array with the file's values in the machine's byte order. An uncompressed movie is memory-mapped; of a
+    compressed one only the requested frames are decoded. Use it in a `with` statement, or close it.
     """
 
     def __init__(self, path: Path, file: tifffile.TiffFile) -> None:
@@ -35,10 +35,13 @@ class Movie:
         self.shape = (series.size // (height * width), height, width)
         self.dtype = series.dtype.newbyteorder("=")
         self._file = file
-        self._map = None
+        self._mapped: mmap.mmap | None = None
+        self._frames: np.ndarray | None = None
         if series.dataoffset is not None:
+            with open(path, "rb") as raw:
+                self._mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
             stored = series.dtype.newbyteorder(file.byteorder)
-            self._map = np.memmap(path, stored, mode="r", offset=series.dataoffset, shape=self.shape)
+            self._frames = np.ndarray(self.shape, stored, self._mapped, series.dataoffset)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -46,8 +49,8 @@ class Movie:
     def __getitem__(self, key) -> np.ndarray:
         if self._file.filehandle.closed:
             raise ValueError(f"{self.path} is closed: index the movie before the end of its `with` statement")
-        if self._map is not None:
-            return np.array(self._map[key], dtype=self.dtype)
+        if self._frames is not None:
+            return np.array(self._frames[key], dtype=self.dtype)
         first, *rest = key if isinstance(key, tuple) else (key,)
         wanted = np.arange(len(self))[first]  # IndexError as numpy words it
         if wanted.ndim == 0:
@@ -60,14 +63,14 @@ class Movie:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))
 
-    def blocks(self, frames: int = 256) -> Iterator[tuple[int, np.ndarray]]:
-        """Walk through the movie in blocks of at most `frames` frames: (index of the first, (n, H, W))."""
-        whole("frames", frames)
-        return ((start, self[start : start + frames]) for start in range(0, len(self), frames))
+    def release_memory(self) -> None:
+        """Give memory back to the system, which counts the parts of a mapped file that were read as memory in use."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Close the file; indexing then raises ValueError."""
-        self._map = None
+        self._frames = self._mapped = None
         self._file.close()
 
     def __enter__(self) -> "Movie":
@@ -81,21 +84,21 @@ class Movie:
 
     def _decode(self, index: int) -> np.ndarray:
         page = self._file.series[0].pages[index]
-        assert page is not None  # read_movie saw them all
+        assert page is not None  # read_movie has checked all pages
         try:
             return page.asarray().reshape(self.shape[1:]).astype(self.dtype, copy=False)
-        except Exception as error:  # each codec raises its own kind
+        except Exception as error:  # every codec raises its own kind
             raise ValueError(f"{self.path}: frame {index} cannot be decoded: {error}") from error
 
 
 def read_movie(path: str | Path) -> Movie:
-    """Open a TIFF, OME-TIFF, ImageJ TIFF or BigTIFF movie of grey frames; pixels are read when asked for.
+    """Open a TIFF, OME-TIFF, ImageJ TIFF or BigTIFF movie of grey frames; pixels are read on demand.
 
-    One frame, (H, W), counts as a movie of length 1. Values come as stored. An ImageJ stack may call its
-    one long axis time, slice or channel.
+    A single frame, (H, W), is a movie of length 1. Values are those of the file. In an ImageJ stack the frames may
+    be called times, slices or channels.
     Raises ValueError where the file is not a TIFF, holds colours, channels or more than one image series, or
-    needs a codec that is not installed; TruncatedFile (a ValueError) where it ends too early, which a TIFF
-    reader by itself may show as a shorter movie. FileNotFoundError where there is no file.
+    needs a codec that is not installed; TruncatedFile (a ValueError) where it ends too early, which other TIFF
+    readers may show as a shorter movie; FileNotFoundError where there is no file.
     """
     path = Path(path)
     with open(path, "rb") as raw:
@@ -115,8 +118,8 @@ def read_movie(path: str | Path) -> Movie:
 def write_movie(path: str | Path, frames: np.ndarray | Tensor) -> None:
     """Write frames (T, H, W) of any integer or floating-point type as a TIFF file, uncompressed.
 
-    A name that ends in .ome.tif gets OME metadata. A file that is there is replaced only when all is
-    written. Raises ValueError for another rank, no frame, booleans or complex numbers, or another suffix.
+    A file whose name ends in .ome.tif gets OME metadata. An existing file is replaced only after everything has
+    been written. Raises ValueError for another rank, no frame, booleans or complex numbers, or another suffix.
     """
     path = with_suffix("path", path, TIFF_SUFFIXES)
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
@@ -138,11 +141,11 @@ def write_movie(path: str | Path, frames: np.ndarray | Tensor) -> None:
 
 
 def write_stacks(path: str | Path, stacks: Iterable[np.ndarray | Tensor], shape: tuple[int, int, int, int]) -> None:
-    """Write stacks of images, one for each frame, as one TIFF file of T·S float32 pages: a hyperstack of ImageJ's.
+    """Write stacks of images, one for each frame, as one TIFF file of T·S float32 pages: an ImageJ hyperstack.
 
-    stacks: T of (S, h, w), written one by one; shape: (T, S, h, w). tifffile and ImageJ show the axes as TZYX.
-    A file that is there is replaced only when all is written. Raises ValueError for another suffix or rank, for nothing
-    to write, or for stacks that are not of this number and shape.
+    stacks: T of (S, h, w), written one by one. shape: (T, S, h, w); tifffile and ImageJ call these axes TZYX.
+    An existing file is replaced only after everything has been written. Raises ValueError for another suffix or rank,
+    for nothing to write, or for stacks of another number or shape.
     """
     path = with_suffix("path", path, TIFF_SUFFIXES)
     frames, *_ = (whole("shape", n) for n in shape)
@@ -159,7 +162,7 @@ def write_stacks(path: str | Path, stacks: Iterable[np.ndarray | Tensor], shape:
         if count < frames:
             raise ValueError(f"stacks must be {frames}, got {count}")
 
-    large = 4 * math.prod(shape) > 2**32 - 2**25  # ImageJ's own kind of TIFF ends there
+    large = 4 * math.prod(shape) > 2**32 - 2**25  # ImageJ's own kind of TIFF cannot be larger
     with replacing(path) as temporary:
         tifffile.imwrite(
             temporary, pages(), shape=shape, dtype=np.float32, imagej=not large, bigtiff=large,
@@ -168,11 +171,11 @@ def write_stacks(path: str | Path, stacks: Iterable[np.ndarray | Tensor], shape:
 
 
 def write_image(path: str | Path, image: np.ndarray, brightest: float = 0.99) -> None:
-    """Write a super-resolved image (H, W): .tif keeps the numbers, .png shows them in colours.
+    """Write a super-resolved image (H, W): a .tif keeps the numbers, a .png shows them in colours.
 
-    brightest: quantile of the lit pixels (above a thousandth of the largest) that a .png shows as white.
-    A file that is there is replaced only when all is written. Raises ValueError for another suffix or rank, or
-    a quantile outside of [0, 1].
+    brightest: quantile of the lit pixels (those above a thousandth of the largest) that is white in a .png.
+    An existing file is replaced only after everything has been written. Raises ValueError for another suffix or rank,
+    or a quantile outside [0, 1].
     """
     path = with_suffix("path", path, IMAGE_SUFFIXES)
     between("brightest", brightest, 0, 1)
@@ -184,51 +187,13 @@ def write_image(path: str | Path, image: np.ndarray, brightest: float = 0.99) ->
         imsave(temporary, image, vmin=0, vmax=top, cmap="inferno", format="png")
 
 
-def read_map(path: str | Path, dataset: str | None = None) -> np.ndarray:
-    """One camera map, (H, W) float64, from an HDF5 file.
-
-    dataset: its name; None: the only 2-D dataset of numbers in the file, whatever it is called.
-    Raises ValueError where the file is not HDF5 or truncated, or holds none or more than one to choose.
-    """
-    path = Path(path)
-    with hdf5(path) as file:
-        found: dict[str, h5py.Dataset] = {}
-
-        def collect(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset) and item.ndim == 2 and item.dtype.kind in "uif":
-                found[name] = item
-
-        file.visititems(collect)
-        names = [dataset] if dataset is not None else list(found)
-        if len(names) != 1 or names[0] not in found:
-            wanted = f"a 2-D dataset {dataset!r}" if dataset is not None else "one 2-D dataset of numbers"
-            raise ValueError(f"{path} must hold {wanted}, got {sorted(found) or 'none'}")
-        return found[names[0]][...].astype(np.float64)
-
-
-def read_calibration(gain: str | Path, offset: str | Path, variance: str | Path) -> dict[str, np.ndarray]:
-    """The three maps of an sCMOS camera from HDF5 files, for Camera(**read_calibration(...)).
-
-    Returns gain (ADU/e-, positive), offset (ADU) and read_variance (ADU², not negative), each (H, W) float64.
-    Raises ValueError where a map is not so, is not finite, or the three shapes differ.
-    """
-    maps = {"gain": read_map(gain), "offset": read_map(offset), "read_variance": read_map(variance)}
-    shapes = {name: m.shape for name, m in maps.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"gain, offset and variance must have one shape, got {shapes}")
-    positive("gain", maps["gain"])
-    finite("offset", maps["offset"])
-    non_negative("variance", maps["read_variance"])
-    return maps
-
-
 def _check_series(path: Path, file: tifffile.TiffFile) -> None:
     shapes = [s.shape for s in file.series]
     if len(shapes) != 1:
         raise ValueError(f"{path} must hold one image series, got {len(shapes)} of shapes {shapes}")
     series = file.series[0]
     axes = "".join(a for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX")
-    colours = "SC" if series.kind == "ome" else "S"  # ImageJ and its writers often call the one axis C
+    colours = "SC" if series.kind == "ome" else "S"  # ImageJ often calls the axis of the frames C
     if axes[-2:] != "YX" or len(axes) > 3 or (len(axes) == 3 and axes[0] in colours):
         raise ValueError(
             f"{path} must hold grey frames (time, rows, columns), got axes {series.axes} of shape {series.shape}"

@@ -1,4 +1,4 @@
-"""Picasso's HDF5: a table `locs` in camera pixels, and metadata in YAML beside it and in JSON within."""
+"""Picasso's HDF5: a table `locs` in camera pixels, with metadata as JSON inside the file and as YAML beside it."""
 
 import json
 from collections.abc import Hashable
@@ -30,7 +30,7 @@ METADATA = {"height": "Height", "width": "Width", "frames": "Frames", "pixel_siz
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The table in camera pixels, what the metadata say in its attrs."""
+    """The table in camera pixels; its attrs hold the metadata."""
     with hdf5(path) as file:
         locs = file.get("locs")
         if not isinstance(locs, h5py.Dataset) or locs.dtype.names is None or locs.ndim != 1:
@@ -45,7 +45,7 @@ def read(path: Path) -> pd.DataFrame:
     for name in names:
         values = records[name].astype(records[name].dtype.newbyteorder("="))
         if name in ours and values.dtype.kind == "f":
-            values = values.astype(np.float64)  # exact, so that nothing is computed in float32
+            values = values.astype(np.float64)  # so that nothing is computed in float32
         add(columns, ours.get(name, name), values, path)
     if "sigma" not in columns and np.array_equal(columns.get("sigma_u", 0), columns.get("sigma_v", 1)):
         columns = {"sigma" if n == "sigma_u" else n: x for n, x in columns.items() if n != "sigma_v"}
@@ -55,7 +55,7 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def write(path: Path, table: pd.DataFrame, pixel: float, shape: tuple[int, int] | None, frames: int | None) -> None:
-    """Write the table and its metadata, after a check that the movie is large enough."""
+    """Write the table and its metadata; ValueError where the movie is too small for the table."""
     height, width, length = _movie_size(table, shape, frames)
     if "sigma" in table and "sigma_u" not in table and "sigma_v" not in table:
         sigma = column(table, "sigma")
@@ -76,7 +76,7 @@ def write(path: Path, table: pd.DataFrame, pixel: float, shape: tuple[int, int] 
 
 
 def _metadata(path: Path, embedded: bytes | str | None) -> dict[Hashable, object]:
-    """What the .yaml beside the file says, else the file itself; of several parts the last one wins."""
+    """The metadata in the .yaml beside the file, or else in the file; of several parts the last one counts."""
     sidecar = path.with_suffix(".yaml")
     info: list = []
     try:
@@ -91,7 +91,7 @@ def _metadata(path: Path, embedded: bytes | str | None) -> dict[Hashable, object
 
 
 def _movie_size(table: pd.DataFrame, shape: tuple[int, int] | None, frames: int | None) -> tuple[int, ...]:
-    """(height, width, frames): as given, else as table.attrs says, else the smallest that hold the table."""
+    """(height, width, frames): as given, or as in table.attrs, or the smallest that hold the table."""
     smallest = [
         max(1, int(np.floor(column(table, name).max() + shift)) + 1) if len(table) else 1
         for name, shift in (("v", 0.5), ("u", 0.5), ("frame", 0))

@@ -4,13 +4,13 @@ The table is a pandas DataFrame, one row a localization. The columns that the pa
 
 frame                 whole number, 0 for the first frame of the movie
 u, v                  position in px along columns and rows; (0, 0) is the centre of the first pixel
-z_nm, z_sd_nm         axial position and its standard deviation, nm: there is no pixel along the axis
+z_nm, z_sd_nm         axial position and its standard deviation, nm, since there are no pixels along the axis
 photons               photo-electrons
 background            photo-electrons per pixel; background_sd: its standard deviation
 sigma                 PSF standard deviation, px; sigma_u, sigma_v where the PSF is elliptic
 u_sd, v_sd            claimed standard deviation of u and v, px
 
-frame, u and v must be there. Any other column, whatever its name, is kept as it is, both ways.
+frame, u and v are required. Any other column is kept as it is, whatever its name, in reading and in writing.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def read_localizations(path: str | Path, pixel_size_nm: float | None = None, fir
     at least first_frame, a position that is not finite, a pixel size that is missing or not positive.
     """
     path = Path(path)
-    if _suffix(path) in CSV:
+    if table_suffix(path) in CSV:
         if pixel_size_nm is None:
             raise ValueError(f"pixel_size_nm must be given to read positions in nm from {path}, got None")
         table = thunderstorm.read(path, float(positive("pixel_size_nm", pixel_size_nm)))
@@ -59,33 +59,33 @@ def write_localizations(
     pixel_size_nm: float,
     shape: tuple[int, int] | None = None,
     frames: int | None = None,
-    first_frame: int = 1,
 ) -> None:
     """Write a table of localizations: .csv as ThunderSTORM, .hdf5 with .yaml beside it as Picasso does.
 
     table: the columns listed above; others are written under their own names.
-    pixel_size_nm: side of a camera pixel. first_frame: the number of the first frame in a .csv.
-    shape: (H, W) of the movie, frames: its length, for Picasso; None: from table.attrs, else the smallest
-        that hold the table.
-    Precision: .csv float64, a round trip changes u by less than 1e-12 (|u| + 1); .hdf5 float32 as Picasso
-        has it, 6e-8 |u|. Equal u_sd and v_sd become one column of a .csv. One sigma becomes two equal
-        columns of an .hdf5, and one again when it is read. Picasso itself leaves out rows with u < 0 or v < 0.
-    A file that is there is replaced only when all is written.
+    pixel_size_nm: side of a camera pixel. A .csv counts frames from 1, an .hdf5 from 0.
+    shape, frames: (H, W) and length of the movie, which Picasso needs; None: what table.attrs says, or else the
+        smallest movie that holds the table.
+    Precision: a .csv holds float64, and writing and reading changes u by less than 1e-12 (|u| + 1); an .hdf5 holds
+        float32 as Picasso's do, 6e-8 |u|. Equal u_sd and v_sd become one column of a .csv. One sigma becomes two
+        equal columns of an .hdf5, and one again when it is read. Picasso itself drops rows with u < 0 or v < 0.
+    An existing file is replaced only after everything has been written.
     Raises ValueError for another suffix, a missing column, a frame that is not a whole number of at least 0,
     a position that is not finite, a pixel size that is not positive, a movie too small for the table, or text
     in a table for .hdf5.
     """
     path = Path(path)
-    suffix = _suffix(path)
+    suffix = table_suffix(path)
     pixel = float(positive("pixel_size_nm", pixel_size_nm))
     table = _counted(table, "table", 0)
     if suffix in CSV:
-        thunderstorm.write(path, table, pixel, whole("first_frame", first_frame, 0))
+        thunderstorm.write(path, table, pixel)
     else:
         picasso.write(path, table, pixel, shape, frames)
 
 
-def _suffix(path: Path) -> str:
+def table_suffix(path: Path) -> str:
+    """The suffix of a table's path in small letters; ValueError where it is none of CSV and HDF5."""
     suffix = path.suffix.lower()
     if suffix not in CSV + HDF5:
         raise ValueError(f"path must end in {', '.join(CSV + HDF5)}, got {str(path)!r}")
@@ -93,7 +93,7 @@ def _suffix(path: Path) -> str:
 
 
 def _counted(table: pd.DataFrame, name: str, first_frame: int) -> pd.DataFrame:
-    """The table with frames counted from 0 as int64; ValueError where a frame or position is not allowed."""
+    """The table with frames counted from 0, int64; ValueError for a frame or a position that is not allowed."""
     demand(REQUIRED, table, name)
     for wanted in REQUIRED:
         values = numbers(column(table, wanted), wanted, Path(name)).astype(np.float64)

@@ -8,7 +8,7 @@ import pandas as pd
 from .._files import replacing
 from .columns import REQUIRED, Columns, add, column, demand, numbers
 
-# name here: (name in the file, whether the file's unit is nm where ours is px)
+# our name: (the file's name, whether the file has nm where we have px)
 COLUMNS = {
     "frame": ("frame", False),
     "u": ("x [nm]", True),
@@ -24,11 +24,11 @@ COLUMNS = {
     "v_sd": ("uncertainty_y [nm]", True),
     "z_sd_nm": ("uncertainty_z [nm]", False),
 }
-BOTH = ("uncertainty_xy [nm]", "uncertainty [nm]")  # one standard deviation for both axes
+BOTH = ("uncertainty_xy [nm]", "uncertainty [nm]")  # one standard deviation, for both axes
 
 
 def read(path: Path, pixel: float) -> pd.DataFrame:
-    """The table in camera pixels of `pixel` nm; the frames still as the file counts them."""
+    """The table in camera pixels of `pixel` nm, with the frame numbers of the file."""
     try:
         raw = pd.read_csv(path, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -54,8 +54,8 @@ def read(path: Path, pixel: float) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def write(path: Path, table: pd.DataFrame, pixel: float, first_frame: int) -> None:
-    """Write a table whose frames count from 0."""
+def write(path: Path, table: pd.DataFrame, pixel: float) -> None:
+    """Write a table whose frames are counted from 0."""
     ours = {str(n): numbers(column(table, n), n, path) for n in table if n in COLUMNS}
     alike = "u_sd" in ours and "v_sd" in ours and np.array_equal(ours["u_sd"], ours["v_sd"], equal_nan=True)
     columns: Columns = {}
@@ -71,7 +71,7 @@ def write(path: Path, table: pd.DataFrame, pixel: float, first_frame: int) -> No
         values = ours[str(name)]
         if in_nm:
             values = (values + _corner(name)) * pixel
-        add(columns, theirs, values + first_frame if name == "frame" else values, path)
+        add(columns, theirs, values + 1 if name == "frame" else values, path)
     with replacing(path) as temporary:
         pd.DataFrame(columns).to_csv(temporary, index=False)
 

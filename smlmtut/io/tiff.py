@@ -1,4 +1,4 @@
-"""The skeleton of a TIFF file, checked before anything is read from it."""
+"""The structure of a TIFF file, checked before any pixel is read."""
 
 import os
 import struct
@@ -9,16 +9,15 @@ import numpy as np
 
 from .._files import TruncatedFile
 
-# Bytes of a value of each type 0..13 of TIFF 6.0 and 16..18 of BigTIFF; the last entry is for types unknown.
+# Bytes of a value of each type 0..13 of TIFF 6.0 and 16..18 of BigTIFF; the last entry is for unknown types.
 TYPE_BYTES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
 
 
 def check_structure(path: Path, file: BinaryIO) -> int:
-    """Walk the chain of a TIFF's directories and return how many there are.
+    """Follow the chain of a TIFF's directories and return their number.
 
-    tifffile stops quietly at a directory that lies beyond the end of the file, so this is done apart from it.
-    Raises ValueError where the file is not a TIFF, TruncatedFile where a directory or a tag's value is
-    missing.
+    tifffile raises no error for a directory beyond the end of the file, so we check the chain ourselves.
+    Raises ValueError where the file is not a TIFF, and TruncatedFile where a directory or a tag's value is missing.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
