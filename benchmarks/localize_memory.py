@@ -24,7 +24,7 @@ from smlmtut import io
 from smlmtut.imaging import blinking, simulate
 from smlmtut.imaging.camera import Camera
 from smlmtut.imaging.psf import PSF
-from smlmtut.localize.movie import localize_to_file
+from smlmtut.localize import localize_to_file
 from smlmtut.networks import pretrained
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.spatial import KDTree
+from tifffile import imread
 from torch import Tensor, nn
 
 from smlmtut.estimation import fisher
@@ -23,9 +24,10 @@ from smlmtut.imaging import kde, simulate
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters
 from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
+from smlmtut.localize import ProgressMismatch, localize_to_file, progress, windows
+from smlmtut.localize import frames as reading
 from smlmtut.localize import movie as localize
-from smlmtut.localize import progress
-from smlmtut.localize.movie import ProgressMismatch, localize_to_file
+from smlmtut.localize.files import image_paths, run_to_file
 from smlmtut.networks import precision, pretrained
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
 
@@ -179,7 +181,7 @@ def test_bands_give_the_table_of_the_whole_frame(monkeypatch):
 
 @pytest.mark.parametrize(("size", "window", "reach"), [*itertools.product((1, 7, 20, 64, 301), (9, 16, 64), (0, 1, 4))])
 def test_spans_cover_once_and_keep_their_distance(size, window, reach):
-    spans = localize.spans("window", size, window, reach)
+    spans = windows.spans("window", size, window, reach)
     owned = [pixel for _, begin, end in spans for pixel in range(begin, end)]
     assert owned == list(range(size))
     for start, begin, end in spans:
@@ -188,6 +190,20 @@ def test_spans_cover_once_and_keep_their_distance(size, window, reach):
         assert begin - start >= reach or start == begin == 0
         assert stop - end >= reach or stop == end == size
     assert len(spans) <= max(1, -(-(size - 2 * reach) // (window - 2 * reach)))  # no more than needed
+
+
+@pytest.mark.parametrize("size", [(9, 16), (12, 12), (28, 40)])
+@pytest.mark.parametrize("factor", [1, 4])
+def test_windows_put_an_image_together(size, factor):
+    """Of an image of the frame, each window sees a part; their own parts make up the image."""
+    image = torch.arange(20 * 24 * factor**2).reshape(20 * factor, 24 * factor)
+    again = torch.full_like(image, -1)
+    for window in windows.windows((20, 24), size, 4):
+        seen = image[window.seen(factor)]
+        assert seen.shape == tuple(factor * min(n, whole) for n, whole in zip(size, (20, 24), strict=True))
+        assert (again[window.own(factor)] == -1).all()
+        again[window.own(factor)] = seen[window.within(factor)]
+    assert torch.equal(again, image)
 
 
 # --- precision ----------------------------------------------------------------------------------------------------
@@ -298,8 +314,8 @@ KILLED = """
     import os, signal, sys
     import numpy as np, torch
     from pathlib import Path
+    from smlmtut.localize import localize_to_file, progress
     from smlmtut.localize import movie as localize
-    from smlmtut.localize import progress
     from test_localize import CAMERA, movie, network
 
     torch.set_num_threads(1)
@@ -328,7 +344,7 @@ KILLED = """
         pid = os.fork()
         if pid == 0:
             die_at(moment)
-            localize.localize_to_file(path, frames, CAMERA, net, 108.0, progress=False)
+            localize_to_file(path, frames, CAMERA, net, 108.0, progress=False)
             os._exit(0)
         return os.waitpid(pid, 0)[1]
 
@@ -381,8 +397,8 @@ def broken_off(tmp_path, monkeypatch):
 
 def spied(monkeypatch) -> list[int]:
     """The first frame of each block that is read from now on."""
-    read, first = localize.read_frames, []
-    monkeypatch.setattr(localize, "read_frames", lambda *args: (first.append(args[2]), read(*args))[1])
+    read, first = reading.read_frames, []
+    monkeypatch.setattr(reading, "read_frames", lambda *args: (first.append(args[2]), read(*args))[1])
     return first
 
 
@@ -459,6 +475,44 @@ def test_a_damaged_record(broken_off, suffix, content, message):
     assert localize_to_file(path, frames, CAMERA, network(), 108.0, resume=False, progress=False) > 0
 
 
+def blocks_of(start: int = 0, stop: int = 6, broken: int | None = None):
+    """Two frames a block, of one localization each, and sums 1 and 4 a block; an error before block `broken`."""
+    for first in range(start, stop, 2):
+        if first == broken:
+            raise RuntimeError("broken")
+        table = pd.DataFrame({name: [1.0, 2.0] for name in progress.COLUMNS}).assign(frame=[first, first + 1])
+        yield first + 2, table, np.stack([np.ones((4, 5)), np.full((4, 5), 4.0)])
+
+
+@pytest.mark.parametrize("broken", [0, 2, 4])
+def test_run_to_file_adds_the_blocks_that_are_missing(tmp_path, broken, capsys):
+    path = tmp_path / "locs.csv"
+
+    def progress_file() -> progress.ProgressFile:
+        return progress.ProgressFile(path, {"name": 1}, True, sums=np.zeros((2, 4, 5)), beside=image_paths(path))
+
+    with pytest.raises(RuntimeError, match="broken"):
+        run_to_file(blocks_of(broken=broken), progress_file(), 100.0, (6, 1, 3))
+    assert not path.exists() and progress_file().frames == broken
+    again = progress_file()
+    run_to_file(blocks_of(again.frames), again, 100.0, (6, 1, 3))
+    assert "6/6" in capsys.readouterr().err and again.rows == 6
+    table = read_localizations(path, 100.0)
+    assert table["frame"].tolist() == [0, 1, 2, 3, 4, 5] and table["u"].tolist() == [1, 2] * 3
+    mean, sd = (imread(image) for image in image_paths(path))
+    assert (mean == 3).all() and (sd == np.float32(12**0.5)).all() and mean.dtype == np.float32
+    assert {p.name for p in tmp_path.iterdir()} == {"locs.csv", "locs.mean.tif", "locs.sd.tif"}
+
+
+def test_run_to_file_without_sums_writes_no_images(tmp_path, capsys):
+    path = tmp_path / "locs.hdf5"
+    blocks = ((done, table) for done, table, _ in blocks_of())
+    run_to_file(blocks, progress.ProgressFile(path, {}, True), 100.0, (6, 4, 3), progress=False)
+    table = read_localizations(path)
+    assert len(table) == 6 and table.attrs == {"height": 4, "width": 3, "frames": 6, "pixel_size_nm": 100.0}
+    assert {p.name for p in tmp_path.iterdir()} == {"locs.hdf5", "locs.yaml"} and not capsys.readouterr().err
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -480,7 +534,7 @@ def test_bad_pixels_are_named(monkeypatch, value):
         ({"movie": np.zeros((0, 20, 24))}, "movie must hold at least one frame"),
         ({"camera": Camera(torch.ones(64, 64))}, r"movie must have the camera maps' size \(64, 64\)"),
         ({"camera": Camera(torch.ones(5, 20, 24))}, r"camera must have numbers or \(H, W\) maps"),
-        ({"window": 10}, "window must be larger than twice the reach of 5 px"),
+        ({"window": 10}, "window must be larger than twice the margin of 5 px"),
         ({"window": 0}, "window must be a whole number"),
         ({"threshold": -1.0}, "threshold must be finite and not negative"),
         ({"threshold": math.nan}, "threshold must be finite and not negative"),

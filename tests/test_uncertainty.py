@@ -21,9 +21,17 @@ from smlmtut.imaging import kde
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import Emitters
 from smlmtut.io import read_localizations
-from smlmtut.localize import movie as plain
-from smlmtut.localize import uncertainty
-from smlmtut.localize.uncertainty import ProgressMismatch, Settings
+from smlmtut.localize import (
+    ProgressMismatch,
+    SamplingSettings,
+    image_paths,
+    localize_movie,
+    localize_to_file,
+    localize_with_uncertainty,
+    sample_frames,
+    samples,
+    uncertainty,
+)
 from smlmtut.networks.cddpm import ConditionalDiffusion, sampling_schedule
 from smlmtut.networks.deepstorm import estimate_kde
 
@@ -58,7 +66,9 @@ def dots(frames, shape, places, value=6.0) -> np.ndarray:
 
 def localized(frames, camera=None, net=DOTS, sample=None, threshold=0.25, **settings) -> tuple[Any, np.ndarray]:
     """The whole table, and the sums over all frames."""
-    some = uncertainty.localize(frames, camera or Camera(), net, sample or Jitter(), Settings(**settings), threshold)
+    some = localize_with_uncertainty(
+        frames, camera or Camera(), net, sample or Jitter(), SamplingSettings(**settings), threshold
+    )
     _, tables, sums = zip(*some, strict=True)
     return pd.concat(tables, ignore_index=True), np.sum(sums, 0)
 
@@ -152,7 +162,7 @@ def test_windows_change_nothing(shape, window, halo):
     places = [(row, column) for row in range(1, shape[0], 4) for column in range(2, shape[1], 4)]
     frames = np.concatenate([dots(1, shape, places, value) for value in range(1, 17)])  # everywhere in their pixels
     table, sums = localized(frames, samples=2, window=window, halo=halo)
-    expected = pd.concat([t for _, t in plain.localize_movie(frames, Camera(), DOTS)], ignore_index=True)
+    expected = pd.concat([t for _, t in localize_movie(frames, Camera(), DOTS)], ignore_index=True)
     pd.testing.assert_frame_equal(table[list(expected)], expected)
     assert len(table) == 16 * len(places) and (table["probability"] == 1).all() and table["u_sd"].max() == 0
     v, u = (torch.tensor([p[i] for p in places], dtype=torch.float64) for i in (0, 1))
@@ -180,7 +190,7 @@ def test_the_sampler_gets_the_frame_as_it_is(shape, which):
         seen = seen if which == 2 else seen.repeat_interleave(4, 2).repeat_interleave(4, 3)
         return seen.expand(-1, arguments[3], -1, -1).clone()
 
-    drawn = list(uncertainty.draw(frames, camera, net, echo, Settings(samples=2, window=16), start=1))
+    drawn = list(sample_frames(frames, camera, net, echo, SamplingSettings(samples=2, window=16), start=1))
     adu = torch.from_numpy(frames[1:])
     wanted = (to_photoelectrons(adu, camera), variance / gain**2, estimate_kde(net, adu, camera)[0])[which]
     wanted = wanted if which == 2 else wanted.reshape(1, *shape).repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -196,7 +206,7 @@ def test_what_lies_beyond_a_small_frame_is_its_mirror_image():
         return torch.zeros(1, 2, *arguments[2].shape[2:])
 
     frames = movie(1, (10, 7)).astype(np.float32)
-    list(uncertainty.draw(frames, CAMERA, network(), keep, Settings(samples=2)))
+    list(sample_frames(frames, CAMERA, network(), keep, SamplingSettings(samples=2)))
     for image, f in zip(seen, (1, 1, 4), strict=True):
         assert image.shape == (1, 1, 12 * f, 8 * f)
         assert torch.equal(image[:, :, 10 * f :], image[:, :, 8 * f : 10 * f].flip(2))
@@ -230,13 +240,13 @@ def test_dark_windows_are_not_sampled():
 
 
 def to_file(path, frames, **more):
-    good = {"camera": Camera(), "network": DOTS, "sample": Jitter(0.8, 0.1), "pixel_size_nm": 100.0, "progress": False}
-    settings = Settings(**{"samples": 6, "window": 16, **more.pop("settings", {})})
-    return uncertainty.localize_to_file(path, frames, **{**good, "settings": settings, **more})
+    good = {"camera": Camera(), "network": DOTS, "sampler": Jitter(0.8, 0.1), "pixel_size_nm": 100.0, "progress": False}
+    settings = SamplingSettings(**{"samples": 6, "window": 16, **more.pop("settings", {})})
+    return localize_to_file(path, frames, **{**good, "settings": settings, **more})
 
 
 def content(path) -> list[bytes]:
-    return [p.read_bytes() for p in (path, *uncertainty.image_paths(path))]
+    return [p.read_bytes() for p in (path, *image_paths(path))]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".hdf5"])
@@ -248,7 +258,7 @@ def test_the_files_are_what_localize_gives(tmp_path, suffix):
     assert list(again) == ["frame", "u", "v", "height", "mass", "u_sd", "v_sd", "probability"]
     for name in again:  # float32 in Picasso's
         np.testing.assert_allclose(again[name], table[name], rtol=1e-6, atol=1e-6)
-    for image, wanted in zip(uncertainty.image_paths(path), (sums[0], np.sqrt(sums[1])), strict=True):
+    for image, wanted in zip(image_paths(path), (sums[0], np.sqrt(sums[1])), strict=True):
         (found,) = tifffile.imread(image)
         assert found.dtype == np.float32 and found.shape == (80, 96)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
@@ -300,9 +310,11 @@ def test_a_run_goes_on_with_the_same_random_numbers(broken_off):
         ({"settings": {"seed": 3}}, "seed"),
         ({"settings": {"samples": 7}}, "samples"),
         ({"settings": {"radius": 0.5}}, "radius"),
-        ({"sampler": "another"}, "sampler"),
+        ({"sampler_name": "another"}, "sampler"),
         ({"threshold": 0.5}, "threshold"),
         ({"precision": "bf16"}, "precision"),
+        ({"window": 100}, "window"),
+        ({"settings": {"window": 20}}, "sampling window"),
     ],
 )
 def test_another_run_does_not_go_on(broken_off, change, name):
@@ -310,7 +322,7 @@ def test_another_run_does_not_go_on(broken_off, change, name):
     with pytest.raises(ProgressMismatch, match=f"is of another run.*{name} was"):
         to_file(path, frames, **change)
     with pytest.raises(ProgressMismatch, match="columns was"):
-        plain.localize_to_file(path, frames, Camera(), DOTS, 100.0, progress=False)  # type: ignore[arg-type]
+        localize_to_file(path, frames, Camera(), DOTS, 100.0, progress=False)  # type: ignore[arg-type]
     to_file(path, frames, resume=False, **change)
     assert not list(path.parent.glob("*.npy"))
 
@@ -330,7 +342,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     import torch
-    from smlmtut.localize import uncertainty
+    from smlmtut.localize import image_paths, uncertainty
     from test_uncertainty import content, dots, to_file
 
     torch.set_num_threads(1)
@@ -365,7 +377,7 @@ KILLED = """
         if run(moment) == 0:
             break
         kills += 1
-        whole = dict(zip((path, *uncertainty.image_paths(path)), wanted))
+        whole = dict(zip((path, *image_paths(path)), wanted))
         assert all(file.read_bytes() == text for file, text in whole.items() if file.exists()), moment
         assert run(-1) == 0
         assert content(path) == wanted, moment
@@ -388,17 +400,19 @@ def test_killed_at_every_change_of_a_file(tmp_path):
 
 def test_draw_is_the_sampler_frame_by_frame():
     frames = dots(3, (12, 16), [(6, 9)])
-    drawn = list(uncertainty.draw(frames, Camera(), DOTS, Jitter(), Settings(samples=3), 1, 3))
+    drawn = list(sample_frames(frames, Camera(), DOTS, Jitter(), SamplingSettings(samples=3), 1, 3))
     emitter = Emitters.single(kde.to_camera(37.0), kde.to_camera(25.0), 1.0)
     wanted = kde.kde_image(emitter, (12, 16))[0].float().expand(3, -1, -1)
     assert len(drawn) == 2
     for images in drawn:
         torch.testing.assert_close(images, wanted, atol=1e-6, rtol=0)
-    jittered = [list(uncertainty.draw(frames, Camera(), DOTS, Jitter(0.5, 0.1), Settings(seed=s))) for s in (0, 0, 1)]
+    jittered = [
+        list(sample_frames(frames, Camera(), DOTS, Jitter(0.5, 0.1), SamplingSettings(seed=s))) for s in (0, 0, 1)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*jittered[:2], strict=True))
     assert not torch.equal(jittered[0][0], jittered[2][0]) and not torch.equal(jittered[0][0], jittered[0][1])
     # where a frame starts, or which were drawn before, does not matter
-    (later,) = uncertainty.draw(frames, Camera(), DOTS, Jitter(0.5, 0.1), start=2)
+    (later,) = sample_frames(frames, Camera(), DOTS, Jitter(0.5, 0.1), start=2)
     assert torch.equal(later, jittered[0][2])
 
 
@@ -412,7 +426,7 @@ def test_a_diffusion_model_is_a_sampler():
         diffusion = ConditionalDiffusion(channels=(8, 8), floor=0.03).eval()
     generator = torch.Generator().manual_seed(1)
     x, y = torch.rand(2, 1, 4, 8, generator=generator), torch.rand(2, 1, 16, 32, generator=generator)
-    sample = uncertainty.diffusion_sampler(diffusion, precision="no")
+    sample = samples.diffusion_sampler(diffusion, precision="no")
     drawn = sample(20 * x, 4 * torch.ones_like(x), y, 40, torch.Generator().manual_seed(2))
     assert drawn.shape == (2, 40, 16, 32)
     with torch.no_grad():
@@ -449,6 +463,7 @@ def test_a_diffusion_model_is_a_sampler():
         ({"pixel_size_nm": 0.0}, "pixel_size_nm must be finite and positive"),
         ({"precision": "half"}, "precision must be one of"),
         ({"path": "locs.txt"}, "path must end in .csv, .hdf5, .h5"),
+        ({"sampler": None}, "settings and sampler_name must be None and '' where there is no sampler"),
     ],
 )
 def test_bad_arguments(tmp_path, change, message):
@@ -462,16 +477,16 @@ def test_bad_arguments(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (lambda *a: torch.zeros(1, 5, 48, 48), r"sample must return shape \(1, 6, 48, 48\), got \(1, 5, 48, 48\)"),
+        (lambda *a: torch.zeros(1, 5, 48, 48), r"sampler must return shape \(1, 6, 48, 48\), got \(1, 5, 48, 48\)"),
         (lambda *a: torch.full((1, 6, 48, 48), math.nan), "samples must be finite, got nan"),
     ],
 )
 def test_bad_samplers(tmp_path, sample, message):
     with pytest.raises(ValueError, match=message):
-        to_file(tmp_path / "locs.csv", dots(1, (12, 12), [(6, 6)]), sample=sample)
+        to_file(tmp_path / "locs.csv", dots(1, (12, 12), [(6, 6)]), sampler=sample)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (2, 2), (3, 2), (0, 4), (-1, 2)])
 def test_bad_ranges(start, stop):
     with pytest.raises(ValueError, match="start|stop"):
-        uncertainty.draw(dots(3, (12, 12), []), Camera(), DOTS, Jitter(), None, start, stop)  # type: ignore[arg-type]
+        sample_frames(dots(3, (12, 12), []), Camera(), DOTS, Jitter(), None, start, stop)  # type: ignore[arg-type]

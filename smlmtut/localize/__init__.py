@@ -1,5 +1,20 @@
-"""A movie in, a table out: positions, and with a diffusion model how sure they are."""
+"""From a movie to a table of localizations; with a diffusion model, also how certain each of them is."""
 
-from .movie import localize_movie, localize_to_file
+from .files import image_paths, localize_to_file
+from .movie import localize_movie
+from .progress import ProgressMismatch
+from .samples import KDESampler, SamplingSettings, diffusion_sampler, sample_frames, shipped_sampler
+from .uncertainty import localize_with_uncertainty
 
-__all__ = ["localize_movie", "localize_to_file"]
+__all__ = [
+    "KDESampler",
+    "ProgressMismatch",
+    "SamplingSettings",
+    "diffusion_sampler",
+    "image_paths",
+    "localize_movie",
+    "localize_to_file",
+    "localize_with_uncertainty",
+    "sample_frames",
+    "shipped_sampler",
+]

@@ -1,14 +1,9 @@
-"""A table that grows block by block in a file beside the one that it becomes, so that a killed run can go on.
-
-Images that are sums over the frames may grow with it.
-"""
+"""The record of an unfinished run, from which a killed run continues: a table, and images, that grow block by block."""
 
 import glob
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +11,29 @@ import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .. import __version__
 from .._files import hdf5, replacing
 from .._validate import whole
-from ..imaging.camera import Camera
 from ..io.tables import CSV, write_localizations
-from ..networks.deepstorm import DeepSTORM
 
 COLUMNS = ("frame", "u", "v", "height", "mass")
-ROWS_AT_ONCE = 1 << 15  # of the table when it is written
+ROWS_AT_ONCE = 1 << 15  # rows of the table that are in memory while it is written
 
 
 class ProgressMismatch(ValueError):
-    """A run that was broken off had another movie, camera, network or setting, or its record is damaged."""
+    """An interrupted run had another movie, camera, network or setting, or its record is damaged."""
 
 
 class ProgressFile:
-    """Localizations so far, in a file that only grows, and a record of how much of it counts.
+    """The localizations so far, in a file to which rows are only added, and a record of how many of them are valid.
 
-    columns: of the table. sums: None, or images, as they are before the first frame; what they have become lies in a
-        file with the number of frames in its name, so that the record tells which one counts.
-    beside: files that the caller writes at the end, for what a killed run leaves of them.
+    path: of the finished table. run: what must be the same in a run that continues this one; JSON can hold it.
+    resume: whether to continue an interrupted run; False deletes what it left. columns: of the table.
+    sums: None, or images, (n, h, w), to which every block adds. They are stored in a file whose name has the number
+        of frames, so that the record tells which file is valid.
+    beside: other files that appear at the end; temporary files that a killed run left of them are deleted.
+    frames, rows: how many are done; 0, or where the interrupted run was.
+    Raises ProgressMismatch where an interrupted run was a different one, or its record is damaged.
     """
 
     def __init__(
@@ -51,7 +46,7 @@ class ProgressFile:
         beside: Sequence[Path] = (),
     ) -> None:
         run = {**run, "columns": list(columns)}
-        self.path, self.run = path, json.loads(json.dumps(run))  # as it comes back from the record
+        self.path, self.run = path, json.loads(json.dumps(run))  # as the record will give it back
         self.columns, self.sums, self.beside = list(columns), sums, tuple(beside)
         self.partial = path.with_name(f"{path.name}.partial")
         self.record = path.with_name(f"{path.name}.progress.json")
@@ -59,14 +54,14 @@ class ProgressFile:
         self.frames = self.rows = 0
         self._clean()
         if resume and self.record.exists():
-            self._take_up()
+            self._continue()
         else:
-            self.record.unlink(missing_ok=True)  # first: without a record the rows do not count
+            self.record.unlink(missing_ok=True)  # first, since without a record no row is valid
             self.partial.unlink(missing_ok=True)
             self._drop_sums()
 
     def add(self, frames: int, table: pd.DataFrame, sums: NDArray[np.float64] | None = None) -> None:
-        """Take in a block that ends before frame `frames`: its rows, and what its frames add to the images."""
+        """Add a block that ends before frame `frames`: the rows of its table, and the sums over its frames."""
         with open(self.partial, "ab") as file:
             file.write(table[self.columns].to_numpy(np.float64).tobytes())
             file.flush()
@@ -85,7 +80,10 @@ class ProgressFile:
         self._drop_sums(self._sums(frames))
 
     def finish(self, pixel: float, shape: tuple[int, int], frames: int) -> None:
-        """Write the table, a part of it at a time as `write_localizations` does, then clear away."""
+        """Write the table as `write_localizations` does, but in parts, then delete all other files.
+
+        pixel: nm. shape, frames: (H, W) and length of the movie.
+        """
         write = _write_csv if self.path.suffix.lower() in CSV else _write_hdf5
         write(self.path, self.scratch, self._tables(), self.rows, (pixel, shape, frames))
         self.record.unlink()
@@ -94,14 +92,15 @@ class ProgressFile:
         self._clean()
 
     def _tables(self) -> Iterator[pd.DataFrame]:
-        """The rows, in parts; one part at least."""
+        """The rows in parts, of which there is at least one."""
         for first in range(0, max(self.rows, 1), ROWS_AT_ONCE):
             count = min(ROWS_AT_ONCE, self.rows - first) * len(self.columns)
             values = np.fromfile(self.partial, np.float64, count, offset=self._bytes(first))
             table = pd.DataFrame(values.reshape(-1, len(self.columns)), columns=self.columns)
             yield table.astype({"frame": np.int64})
 
-    def _take_up(self) -> None:
+    def _continue(self) -> None:
+        """Start where the record ends."""
         try:
             kept = json.loads(self.record.read_text(encoding="utf-8"))
             before, frames, rows = kept["run"], whole("frames", kept["frames"]), whole("rows", kept["rows"], 0)
@@ -110,19 +109,19 @@ class ProgressFile:
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ProgressMismatch(f"{self.record} is damaged: start anew. {error}") from error
         if not enough:
-            raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} tells of: start anew")
+            raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} counts: start anew")
         other = [
             f"{name} was {before.get(name)}, is {now}" for name, now in self.run.items() if before.get(name) != now
         ]
         if other:
             raise ProgressMismatch(
-                f"{self.record} is of another run, go on with that one or start anew: {'; '.join(other)}"
+                f"{self.record} is of another run, continue that one or start anew: {'; '.join(other)}"
             )
         self.frames, self.rows, self.sums = frames, rows, sums
-        os.truncate(self.partial, self._bytes(rows))  # rows of a block that was not yet recorded
+        os.truncate(self.partial, self._bytes(rows))  # without the rows of a block that was not yet recorded
 
     def _clean(self) -> None:
-        """Remove what a run that was killed left of files it was just writing."""
+        """Delete the temporary files that a killed run left."""
         sidecar = self.scratch.with_suffix(".yaml")
         for file in (self.path, self.path.with_suffix(".yaml"), self.record, self.scratch, sidecar, *self.beside):
             for left in self.path.parent.glob(f".{glob.escape(file.name)}.*.part"):
@@ -166,31 +165,3 @@ def _write_hdf5(path: Path, scratch: Path, tables: Iterator[pd.DataFrame], rows:
                 done += len(table)
         with replacing(path.with_suffix(".yaml")) as sidecar:
             sidecar.write_bytes(scratch.with_suffix(".yaml").read_bytes())
-
-
-def identity(movie: Any, camera: Camera, network: DeepSTORM) -> dict[str, Any]:
-    """What must not change in a run that goes on. Of the movie: its size, type, first and last frame."""
-    ends = [_bytes(movie[i : i + 1]) for i in (0, len(movie) - 1)]
-    weights = {name: x for name, x in network.state_dict().items()}
-    values = {f.name: getattr(camera, f.name) for f in fields(camera)}
-    return {
-        "version": __version__,
-        "movie": f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*ends)}",
-        "camera": _digest(*(part for name, x in values.items() for part in (name.encode(), _bytes(x)))),
-        "network": _digest(*(part for name, x in weights.items() for part in (name.encode(), _bytes(x)))),
-        "architecture": network.architecture,
-        "device": network.head.weight.device.type,
-    }
-
-
-def _bytes(value: object) -> bytes:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:16]

@@ -1,67 +1,70 @@
-"""Parts of a movie: frames read and checked a block at a time, and windows that cover a frame."""
+"""Windows that cover a frame. They overlap, but every pixel of the frame belongs to exactly one of them."""
 
-import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-import torch
-from torch import Tensor
+from .._validate import whole
 
-from .._validate import rank, whole
-from ..imaging.camera import Camera, check_frame_size, saturated
-from ..io.movies import Movie
-
-Frames = Movie | np.ndarray | Tensor
+Span = tuple[int, int]  # camera pixels, [first, last)
 
 
-def spans(name: str, size: int, window: int, reach: int) -> list[tuple[int, int, int]]:
-    """Windows of one length that cover 0 … size, as (start, begin, end) of which [begin, end) is the window's own.
+@dataclass(frozen=True)
+class Window:
+    """A window on a frame, and its own part, for which no other window is used.
 
-    Own parts do not overlap, cover all, and keep `reach` from the window's ends, but for those that are the frame's.
+    rows, columns: what the window sees, which may end beyond the frame. own_rows, own_columns: its own part.
+    The slices below are for images with `factor` pixels per camera pixel, along rows and columns.
     """
-    if whole(name, window) >= size:
+
+    rows: Span
+    columns: Span
+    own_rows: Span
+    own_columns: Span
+
+    def seen(self, factor: int = 1) -> tuple[slice, slice]:
+        """What the window sees, in an image of the frame."""
+        return _scaled(self.rows, 0, factor), _scaled(self.columns, 0, factor)
+
+    def own(self, factor: int = 1) -> tuple[slice, slice]:
+        """The window's own part, in an image of the frame."""
+        return _scaled(self.own_rows, 0, factor), _scaled(self.own_columns, 0, factor)
+
+    def within(self, factor: int = 1) -> tuple[slice, slice]:
+        """The window's own part, in an image of the window."""
+        return _scaled(self.own_rows, self.rows[0], factor), _scaled(self.own_columns, self.columns[0], factor)
+
+
+def windows(shape: Sequence[int], size: Sequence[int], margin: int) -> list[Window]:
+    """The windows of one size, (h, w), that cover a frame of shape (H, W), row by row.
+
+    Own parts are at least `margin` pixels away from the window's edges, except along the edges of the frame.
+    Raises ValueError where a window neither covers the frame nor is larger than twice the margin.
+    """
+    rows, columns = (spans("window", n, length, margin) for n, length in zip(shape, size, strict=True))
+    return [
+        Window((top, top + size[0]), (left, left + size[1]), (r0, r1), (c0, c1))
+        for top, r0, r1 in rows
+        for left, c0, c1 in columns
+    ]
+
+
+def spans(name: str, size: int, length: int, margin: int) -> list[tuple[int, int, int]]:
+    """The same along one axis: (start, begin, end) of windows that cover 0 … size; [begin, end) is a window's own part.
+
+    name: what an error calls the windows. Raises ValueError as `windows` does.
+    """
+    if whole(name, length) >= size:
         return [(0, 0, size)]
-    if window <= 2 * reach:
-        raise ValueError(f"{name} must be larger than twice the reach of {reach} px, or cover the frame, got {window}")
-    count = -(-(size - 2 * reach) // (window - 2 * reach))
-    starts = [i * (size - window) // (count - 1) for i in range(count)]
-    borders = [0, *((a + window + b) // 2 for a, b in pairwise(starts)), size]
+    if length <= 2 * margin:
+        raise ValueError(
+            f"{name} must be larger than twice the margin of {margin} px, or cover the frame, got {length}"
+        )
+    count = -(-(size - 2 * margin) // (length - 2 * margin))
+    starts = [i * (size - length) // (count - 1) for i in range(count)]
+    borders = [0, *((a + length + b) // 2 for a, b in pairwise(starts)), size]
     return [(start, *own) for start, own in zip(starts, pairwise(borders), strict=True)]
 
 
-def movie_shape(movie: Frames, camera: Camera) -> tuple[int, int, int]:
-    """(T, H, W); ValueError where the movie is none, or the camera's maps have another size."""
-    if not isinstance(movie, Movie):
-        rank("movie", movie, 3)
-    length, height, width = (int(n) for n in movie.shape)
-    if 0 in (length, height, width):
-        raise ValueError(f"movie must hold at least one frame of one pixel, got shape {(length, height, width)}")
-    if any(isinstance(x, Tensor) and x.ndim > 2 for x in (camera.gain, camera.offset, camera.read_variance)):
-        raise ValueError("camera must have numbers or (H, W) maps for a movie, got a part of the sensor for each frame")
-    check_frame_size("movie", torch.empty(height, width, device="meta"), camera)
-    return length, height, width
-
-
-def read_frames(movie: Frames, camera: Camera, first: int, last: int) -> Tensor:
-    """Frames first … last − 1 as float32, every pixel finite and below saturation: (n, H, W)."""
-    part = movie[first:last]
-    _forget(movie)
-    adu = part.detach().cpu().float() if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
-    for bad, wanted in (
-        (~torch.isfinite(adu), "finite numbers"),
-        (saturated(adu, camera), f"below the camera's saturation of {camera.saturation} ADU"),
-    ):
-        if bool(bad.any()):
-            i, row, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"movie must hold values that are {wanted}, got {adu[i, row, column]:g} in frame {first + i}, counted "
-                f"from 0, at row {row}, column {column} ({int(bad[i].sum())} pixels of that frame are not)"
-            )
-    return adu
-
-
-def _forget(movie: Frames) -> None:
-    """Give back a mapped file's pages: the system counts those that were read as this process's memory."""
-    mapped = getattr(movie._map, "_mmap", None) if isinstance(movie, Movie) else None
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        mapped.madvise(mmap.MADV_DONTNEED)
+def _scaled(span: Span, start: int, factor: int) -> slice:
+    return slice(factor * (span[0] - start), factor * (span[1] - start))

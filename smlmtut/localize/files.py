@@ -1,0 +1,142 @@
+"""A movie in, files out: the table of its localizations, and with a sampler two images."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import __version__
+from .._validate import positive
+from ..imaging.camera import Camera
+from ..io.movies import write_image
+from ..io.tables import table_suffix
+from ..networks.deepstorm import DeepSTORM
+from ..networks.precision import chosen_precision
+from . import movie as plain
+from . import uncertainty
+from .frames import Frames, movie_shape
+from .progress import COLUMNS, ProgressFile
+from .samples import KDESampler, SamplingSettings
+
+
+def localize_to_file(
+    path: str | Path,
+    movie: Frames,
+    camera: Camera,
+    network: DeepSTORM,
+    pixel_size_nm: float,
+    threshold: float = 0.25,
+    min_mass: float = 0.0,
+    window: int = plain.WINDOW,
+    precision: str = "no",
+    resume: bool = True,
+    progress: bool = True,
+    sampler: KDESampler | None = None,
+    settings: SamplingSettings | None = None,
+    sampler_name: str = "",
+) -> int:
+    """Localize a movie into a file, and return the number of localizations.
+
+    path: .csv (ThunderSTORM's columns, nm, frames from 1) or .hdf5 (Picasso's, px, frames from 0); height and mass
+        keep their names. The file appears at the end. Until then PATH.partial and PATH.progress.json lie beside it,
+        and a run that was interrupted at any moment, or killed, continues from there and ends with the same file.
+    pixel_size_nm: side of a camera pixel. resume: False starts again from the first frame. progress: show a bar.
+    sampler: None, or what draws samples. With it the table has the columns of `localize_with_uncertainty`: standard
+        deviations in ThunderSTORM's uncertainty_x and uncertainty_y or Picasso's lpx and lpy, and probability. Two
+        images appear beside the table (`image_paths`), float32, f pixels to a camera pixel: the sum over the frames
+        of the samples' mean, and the standard deviation of that sum. In it the variances of the frames add, since
+        every frame has photons of its own.
+    settings: for the sampler; None, the defaults. sampler_name: a name or a hash that tells this sampler from others;
+        a run continues only with the same one.
+    Others: as in `localize_movie`. Memory does not grow with the length of the movie.
+    Raises ProgressMismatch (a ValueError) where the interrupted run was a different one; ValueError for settings
+        without a sampler, and what `localize_movie` or `localize_with_uncertainty` raises.
+    """
+    path = Path(path)
+    table_suffix(path)
+    positive("pixel_size_nm", pixel_size_nm)
+    if sampler is None and (settings is not None or sampler_name):
+        raise ValueError("settings and sampler_name must be None and '' where there is no sampler")
+    shape = movie_shape(movie, camera)
+    # the one that "auto" stands for on this device: a run must not continue with another
+    precision = chosen_precision(precision, network.head.weight.device)
+    options: dict[str, Any] = {
+        "threshold": float(threshold), "min_mass": float(min_mass), "window": window, "precision": precision,
+    }  # fmt: skip
+    run = identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
+    localize, images = partial(plain.localize_movie, movie, camera, network, **options), {}
+    if sampler is not None:
+        settings = settings or SamplingSettings()
+        run |= {f"sampling {name}": value for name, value in asdict(settings).items()}
+        run |= {"sampler": sampler_name, "blocks": uncertainty.BLOCK_SIZES}
+        localize = partial(uncertainty.localize_with_uncertainty, movie, camera, network, sampler, settings, **options)
+        dark = np.zeros((2, network.factor * shape[1], network.factor * shape[2]))
+        images = {"columns": (*COLUMNS, *uncertainty.SAMPLED), "sums": dark, "beside": image_paths(path)}
+    localize()  # bad arguments raise before any file is touched
+    progress_file = ProgressFile(path, run, resume, **images)
+    run_to_file(localize(start=progress_file.frames), progress_file, pixel_size_nm, shape, progress)
+    return progress_file.rows
+
+
+def run_to_file(
+    blocks: Iterator[tuple[Any, ...]],
+    progress_file: ProgressFile,
+    pixel_size_nm: float,
+    shape: tuple[int, int, int],
+    progress: bool = True,
+) -> None:
+    """Add the blocks that are still missing to a progress file, then write the table, and the images if it has sums.
+
+    blocks: from frame `progress_file.frames` on, (number of frames done, table), or with sums over the block's frames
+        as a third. shape: (T, H, W) of the movie. progress: show a bar.
+    """
+    length, path = shape[0], progress_file.path
+    with tqdm(total=length, initial=progress_file.frames, unit="frame", desc=path.name, disable=not progress) as bar:
+        for done, table, *sums in blocks:
+            progress_file.add(done, table, *sums)
+            bar.update(done - bar.n)
+            bar.set_postfix(localizations=progress_file.rows, refresh=False)
+    if progress_file.sums is not None:
+        mean, variance = progress_file.sums
+        for place, image in zip(image_paths(path), (mean, np.sqrt(variance)), strict=True):
+            write_image(place, image.astype(np.float32))
+    progress_file.finish(pixel_size_nm, shape[1:], length)
+
+
+def image_paths(path: str | Path) -> tuple[Path, Path]:
+    """The paths of the images that belong to a table: locs.csv has locs.mean.tif and locs.sd.tif."""
+    return Path(path).with_suffix(".mean.tif"), Path(path).with_suffix(".sd.tif")
+
+
+def identity(movie: Frames, camera: Camera, network: DeepSTORM) -> dict[str, Any]:
+    """What must not change in a run that continues. Of the movie: its size, its type, its first and last frame."""
+    ends = [_bytes(movie[i : i + 1]) for i in (0, len(movie) - 1)]
+    weights = {name: x for name, x in network.state_dict().items()}
+    values = {f.name: getattr(camera, f.name) for f in fields(camera)}
+    return {
+        "version": __version__,
+        "movie": f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*ends)}",
+        "camera": _digest(*(part for name, x in values.items() for part in (name.encode(), _bytes(x)))),
+        "network": _digest(*(part for name, x in weights.items() for part in (name.encode(), _bytes(x)))),
+        "architecture": network.architecture,
+        "device": network.head.weight.device.type,
+    }
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
