@@ -1,6 +1,7 @@
 """The commands do what the functions do, explain themselves, and fail in one line."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,12 +16,11 @@ from matplotlib.image import imread
 from test_localize import network
 from typer.testing import CliRunner
 
-from smlmtut import io
+from smlmtut import __version__, io
 from smlmtut.cli.main import app
 from smlmtut.imaging import kde
 from smlmtut.imaging.camera import Camera
-from smlmtut.localize import uncertainty
-from smlmtut.localize.movie import localize_to_file
+from smlmtut.localize import SamplingSettings, localize_to_file, sample_frames, shipped_sampler
 from smlmtut.networks import pretrained
 from smlmtut.networks.cddpm import ConditionalDiffusion
 
@@ -77,7 +77,18 @@ def test_help_has_an_example_with_options_that_exist(command):
 
 
 def test_help_starts_quickly_and_loads_no_torch():
-    code = "import sys, smlmtut.cli.main; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys, smlmtut.cli.main; sys.exit(not {'torch', 'pandas', 'numpy', 'h5py'}.isdisjoint(sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version():
+    assert run("--version") == f"smlmtut {__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "smlmtut", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"smlmtut {__version__}\n"
+
+
+def test_the_room_loads_nothing_heavy():
+    code = "import sys, smlmtut.localize; sys.exit(not {'accelerate', 'typer'}.isdisjoint(sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -124,12 +135,13 @@ def test_localize_with_uncertainty_is_the_function(few, tmp_path):
     options = ["--uncertainty", "--posterior", few / "diffusion.safetensors", "--samples", 4, "--seed", 3]
     text = localize(few, tmp_path / "locs.csv", *options, "--radius", 0.7, "--precision", "no", movie="few.tif")
     net, path = pretrained.load(few / "weights.safetensors"), tmp_path / "same.csv"
-    sample, name = uncertainty.shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
+    sample, name = shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
     with io.read_movie(few / "few.tif") as movie:
-        settings = uncertainty.Settings(4, 3, radius=0.7)
-        rows = uncertainty.localize_to_file(
-            path, movie, Camera(2.0, 100.0, 20.0), net, sample, 108.0, settings, name, progress=False
-        )
+        settings = SamplingSettings(4, 3, radius=0.7)
+        rows = localize_to_file(
+            path, movie, Camera(2.0, 100.0, 20.0), net, 108.0,
+            sampler=sample, settings=settings, sampler_name=name, progress=False,
+        )  # fmt: skip
     assert f"wrote {rows} localizations of 3 frames" in text and "locs.mean.tif and " in text and rows > 10
     for suffix in (".csv", ".mean.tif", ".sd.tif"):
         assert path.with_suffix(suffix).read_bytes() == (tmp_path / f"locs{suffix}").read_bytes()
@@ -149,9 +161,10 @@ def test_sample_writes_a_stack_for_each_frame(few, tmp_path):
         assert file.is_imagej and file.series[0].axes == "TZYX" and len(file.pages) == 6
         images = file.asarray()
     net = pretrained.load(few / "weights.safetensors")
-    sample, _ = uncertainty.shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
+    sample, _ = shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
     with io.read_movie(few / "few.tif") as movie:
-        drawn = uncertainty.draw(movie, Camera(2.0, 100.0, 20.0), net, sample, uncertainty.Settings(3, window=32), 1, 3)
+        settings = SamplingSettings(3, window=32)
+        drawn = sample_frames(movie, Camera(2.0, 100.0, 20.0), net, sample, settings, 1, 3)
         assert np.array_equal(images, torch.stack(list(drawn)).numpy())
 
 
@@ -177,7 +190,92 @@ def test_maps_are_cropped_to_the_movie(folder, tmp_path):
     text = localize(folder, tmp_path / "locs.csv", *options, "--gain", 2, numbers=False, code=2)
     assert "--gain and --gain-map must not both be given" in text
     text = localize(folder, tmp_path / "locs.csv", *options, numbers=False, code=2)
-    assert "must have the camera maps' size (40, 50)" in text
+    assert "the maps of the camera must have the movie's size (20, 24), got (40, 50): give crop" in text
+
+
+CAMERA_OPTIONS = [
+    "camera", "gain", "offset", "read-variance", "gain-map", "offset-map", "read-variance-map", "saturation",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["sample"], ["train", "deepstorm"], ["train", "diffusion"]])
+def test_the_camera_options_are_those_of_localize(command):
+    pages = [run(*words, "--help").partition("Options:")[2] for words in (["localize"], command)]
+    for option in CAMERA_OPTIONS:
+        texts = [page.partition(f"  --{option} ")[2].partition("  --")[0].split() for page in pages]
+        assert texts[0] == texts[1] != []
+    assert ("--crop" in pages[1]) == (command == ["sample"])
+
+
+def test_camera_file_is_the_single_options(folder, tmp_path):
+    """A file gives the table of the same options, and an option beside it overrides its key."""
+    (tmp_path / "camera.yaml").write_text(
+        "gain: gain.hdf5\noffset: 100\nread_variance: 20\nsaturation: 60000\npixel_size_nm: 108\ncrop: [3, 7]\n"
+    )
+    with h5py.File(tmp_path / "gain.hdf5", "w") as map_file:
+        map_file["map"] = 2 + np.random.default_rng(0).random((40, 50))
+
+    def bytes_of(*options) -> bytes:
+        out = tmp_path / "locs.csv"
+        run("localize", folder / "movie.tif", "-o", out, "--weights", folder / "weights.safetensors", "--quiet",
+            "--precision", "no", *options)  # fmt: skip
+        return out.read_bytes()
+
+    single = ["--gain-map", tmp_path / "gain.hdf5", "--offset", 100, "--read-variance", 20, "--saturation", 60000]
+    crop, pixel, file = ["--crop", "3,7"], ["--pixel-size-nm", 108], ["--camera", tmp_path / "camera.yaml"]
+    wanted = bytes_of(*single, *crop, *pixel)
+    assert bytes_of(*file) == wanted
+    for change in (["--offset", 90], ["--crop", "5,1"], ["--pixel-size-nm", 90], ["--read-variance", 2]):
+        changed = bytes_of(*file, *change)
+        assert changed != wanted and changed == bytes_of(*single, *crop, *pixel, *change)
+    # a number in the place of a map, and a map in the place of a number
+    (tmp_path / "camera.yaml").write_text("gain: 5\noffset: 100\nread_variance: 20\npixel_size_nm: 108\n")
+    assert bytes_of(*file, "--gain-map", tmp_path / "gain.hdf5", *crop) == wanted
+    assert bytes_of(*file, "--gain", 2) == bytes_of(*NUMBERS, *pixel)
+
+
+def test_sample_and_train_take_a_camera_file(few, tmp_path):
+    path = tmp_path / "camera.yaml"
+    path.write_text("gain: 2\noffset: 100\nread_variance: 20\nquantum_efficiency: 0.8\n")
+    common = ["--first", 1, "--samples", 2, "--precision", "no", "--quiet", "--weights", few / "weights.safetensors",
+              "--posterior", few / "diffusion.safetensors"]  # fmt: skip
+    images = []
+    for options in (["--camera", path], NUMBERS):
+        run("sample", few / "few.tif", "-o", tmp_path / "samples.tif", *common, *options)
+        images.append(tifffile.imread(tmp_path / "samples.tif"))
+    assert np.array_equal(*images)
+    weights = []
+    for i, text in enumerate(("quantum_efficiency: 0.8\ncrop: [1, 2]", "quantum_efficiency: 0.8", "gain: 2")):
+        path.write_text(text)
+        run("train", "deepstorm", tmp_path / f"run{i}", "--steps", 1, "--batch", 2, "--channels", 4, "--device", "cpu",
+            "--camera", path)  # fmt: skip
+        weights.append((tmp_path / f"run{i}" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (None, [], "no such file: {}"),
+        ("gain: 2\npixel: 108", [], "{} must have the keys gain, offset, .*, crop only, got 'pixel'"),
+        ("gain: no.hdf5", [], "{}: gain must be a number or the path of an HDF5 map, got 'no.hdf5'"),
+        ("gain: -2", [], "{}: gain must be finite and positive, got -2"),
+        ("gain: 2", [], "--pixel-size-nm must be given, or pixel_size_nm in the file of --camera"),
+        ("pixel_size_nm: 108", ["--pixel-size-nm", 0], "pixel_size_nm must be finite and positive, got 0"),
+        ("pixel_size_nm: 108", ["--gain", -1], "gain must be finite and positive, got -1"),
+        ("pixel_size_nm: 108\ncrop: [1, 2]", [], "crop needs a map"),
+        ("gain: 1", ["--gain", 1, "--gain-map", "x.hdf5"], "--gain and --gain-map must not both be given, got 1 and x"),
+        ("pixel_size_nm: 108", ["--gain-map", "no.hdf5"], "no such file: no.hdf5"),
+    ],
+)
+def test_errors_of_a_camera_file(folder, tmp_path, text, options, message):
+    path = tmp_path / "camera.yaml"
+    if text is not None:
+        path.write_text(text)
+    command = ["localize", folder / "movie.tif", "-o", tmp_path / "locs.csv", "--camera", path, *options]
+    printed = run(*command, code=2)
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert re.search(message.replace("{}", re.escape(str(path))), printed), printed
 
 
 def test_round_trip_from_simulation_to_image(folder, tmp_path):

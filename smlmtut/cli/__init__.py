@@ -1,1 +1,1 @@
-"""The command `smlmtut`. This file loads nothing, so that `smlmtut --help` is quick; `main` holds the commands."""
+"""The command `smlmtut`; `main` holds its commands. This file imports nothing, so that `smlmtut --help` is quick."""

@@ -1,4 +1,4 @@
-"""The commands: thin, and quick to start, since each imports what it needs when it runs."""
+"""The commands. Each is thin, and imports what it needs when it runs, so that all start quickly."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .localize import localize, sample
 from .options import Pixel, plain_errors
 from .train import training_app
 
 app = typer.Typer(
-    help="Single-molecule localization microscopy: simulate, train, localize, sample, render.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -19,6 +19,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(training_app, name="train")
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"smlmtut {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Single-molecule localization microscopy: simulate, train, localize, sample, render."""
 
 
 class Layout(StrEnum):
@@ -31,11 +46,14 @@ class Layout(StrEnum):
 @app.command()
 def simulate(
     movie: Annotated[Path, typer.Argument(help="The movie to write, .tif: ADU, 16 bits.")],
-    truth: Annotated[Path, typer.Argument(help="The truth to write, .csv: one row for a molecule in a frame.")],
+    truth: Annotated[
+        Path,
+        typer.Argument(help="The truth to write, .csv: a row for every molecule in every frame."),
+    ],
     frames: Annotated[int, typer.Option(help="Length of the movie.")] = 1000,
     size: Annotated[tuple[int, int], typer.Option(help="Height and width, pixels.")] = (64, 64),
-    density: Annotated[float, typer.Option(help="Molecules per µm², bright or dark.")] = 10.0,
-    layout: Annotated[Layout, typer.Option(help="Where they are.")] = Layout.frame,
+    density: Annotated[float, typer.Option(help="Molecules per µm², both bright and dark.")] = 10.0,
+    layout: Annotated[Layout, typer.Option(help="Where the molecules are.")] = Layout.frame,
     photons: Annotated[
         tuple[float, float], typer.Option(help="Lowest and highest photons of a bright molecule per frame.")
     ] = (500.0, 1500.0),
@@ -48,11 +66,11 @@ def simulate(
     offset: Annotated[float, typer.Option(help="ADU.")] = 100.0,
     read_variance: Annotated[float, typer.Option(help="ADU².")] = 20.0,
     pixel_size_nm: Pixel = 108.0,
-    seed: Annotated[int, typer.Option(help="The same seed, the same movie.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same movie.")] = 0,
 ) -> None:
-    """Simulate a movie of molecules that blink and bleach, and write down where they are.
+    """Simulate a movie of molecules that blink and bleach, and write their true positions.
 
-    The truth has ThunderSTORM's columns: frame (from 1), x and y in nm, photons; and a number for each molecule.
+    The truth has ThunderSTORM's columns, frame (from 1), x and y in nm, photons; and the number of the molecule.
 
     Example: smlmtut simulate movie.tif truth.csv --frames 2000 --layout filaments --density 50
     """
@@ -68,8 +86,9 @@ def simulate(
         from ..imaging.camera import Camera
         from ..imaging.distributions import Uniform
         from ..imaging.psf import PSF
+        from ..io.movies import TIFF_SUFFIXES
 
-        with_suffix("movie", movie, io.TIFF_SUFFIXES)
+        with_suffix("movie", movie, TIFF_SUFFIXES)
         with_suffix("truth", truth, (".csv",))
         camera = Camera(gain, offset, read_variance, saturation=65535, integer=True)
         kinetics = blinking.Kinetics(on_time, off_time, flashes, Uniform(*photons))
@@ -84,7 +103,7 @@ def simulate(
         done = below = 0
         for part in blinking.movie(flashed, PSF(sigma), camera, shape, background, frames, generator):
             below += int((part < 0).sum())
-            adu[done : done + len(part)] = part.clamp(min=0).numpy()  # a converter has no negative numbers
+            adu[done : done + len(part)] = part.clamp(min=0).numpy()  # a camera's converter gives no negative numbers
             done += len(part)
         names = ("frame", "u", "v", "photons", "molecule")
         table = pd.DataFrame({name: getattr(flashed, name).numpy() for name in names})
@@ -92,7 +111,8 @@ def simulate(
         io.write_localizations(truth, table, pixel_size_nm)
         if below:
             typer.echo(
-                f"{below} pixels below 0 ADU are 0 in the movie, as in a real camera: --offset raises them", err=True
+                f"{below} pixels below 0 ADU are 0 in the movie, as in a real camera: a higher --offset avoids this",
+                err=True,
             )
         typer.echo(f"wrote {frames} frames to {movie} and {len(table)} rows on {len(u)} molecules to {truth}")
 
@@ -114,7 +134,8 @@ def render(
         typer.Option(help="Height and width of the movie, pixels.", show_default="an .hdf5's, else the smallest"),
     ] = None,
     gaussian: Annotated[
-        bool, typer.Option("--gaussian/--histogram", help="Blur each by its own standard deviation, or count.")
+        bool,
+        typer.Option("--gaussian/--histogram", help="Blur each by its own standard deviation, or count them."),
     ] = False,
     sd_nm: Annotated[float | None, typer.Option(help="Blur all by this standard deviation instead, nm.")] = None,
     brightest: Annotated[float, typer.Option(help="Quantile of the lit pixels that is white in a .png.")] = 0.99,
@@ -130,8 +151,9 @@ def render(
         from .._files import with_suffix
         from .._validate import image_shape, positive
         from ..imaging.kde import render
+        from ..io.movies import IMAGE_SUFFIXES
 
-        with_suffix("output", output, io.IMAGE_SUFFIXES)  # before the work, not after
+        with_suffix("output", output, IMAGE_SUFFIXES)  # an error before the work, not after it
         in_csv = localizations.suffix.lower() == ".csv"
         pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
         table = io.read_localizations(localizations, pixel)

@@ -1,16 +1,19 @@
-"""What the commands share: options with their units, the camera that they describe, and errors in one line."""
+"""What the commands share: groups of options, each written once, and errors in one line."""
 
 import contextlib
 import csv
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from ..imaging.camera import Camera
+    from ..io import CameraDescription
 
 
 class Device(StrEnum):
@@ -27,69 +30,123 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
-Gain = Annotated[float | None, typer.Option(help="ADU per photo-electron.", show_default="1")]
-Offset = Annotated[float | None, typer.Option(help="ADU.", show_default="0")]
-ReadVariance = Annotated[float | None, typer.Option(help="ADU².", show_default="0")]
-GainMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")]
-OffsetMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")]
-ReadVarianceMap = Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")]
-Saturation = Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")]
 Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
-Crop = Annotated[str | None, typer.Option(metavar="ROW,COLUMN", help="Where on the maps the movie's first pixel lies.")]
-Weights = Annotated[str, typer.Option(help="DeepSTORM: name of shipped weights, or a .safetensors file.")]
-Posterior = Annotated[str, typer.Option(help="The diffusion model: name of shipped weights, or a .safetensors file.")]
-On = Annotated[Device, typer.Option(help="auto: the fastest there is.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+On = Annotated[Device, typer.Option(help="auto: the fastest that this machine has.")]
+CAMERA_HELP = (
+    "YAML file with any of the keys gain, offset, read_variance (each a number or the path of an HDF5 map), "
+    "saturation, quantum_efficiency, pixel_size_nm, crop ([row, column]). Options given beside it override its keys."
+)
+
+
+@dataclass(frozen=True)
+class SensorOptions:
+    """Options that describe the camera; None: not given."""
+
+    camera: Annotated[Path | None, typer.Option(help=CAMERA_HELP)] = None
+    gain: Annotated[float | None, typer.Option(help="ADU per photo-electron.", show_default="1")] = None
+    offset: Annotated[float | None, typer.Option(help="ADU.", show_default="0")] = None
+    read_variance: Annotated[float | None, typer.Option(help="ADU².", show_default="0")] = None
+    gain_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")] = None
+    offset_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")] = None
+    read_variance_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")] = None
+    saturation: Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")] = None
+
+    def given(self) -> bool:
+        """Whether any of these options was given."""
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+    def description(self, **more: Any) -> "CameraDescription":
+        """The camera of the file, whose keys the options, and those of `more` that are not None, override."""
+        from ..io import CameraDescription, read_camera
+
+        values = {**more, "saturation": self.saturation}
+        for name in ("gain", "offset", "read_variance"):
+            number, path = getattr(self, name), getattr(self, f"{name}_map")
+            if number is not None and path is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} and --{option}-map must not both be given, got {number:g} and {path}")
+            values[name] = path if number is None else number
+        described = CameraDescription() if self.camera is None else read_camera(self.camera)
+        return replace(described, **{name: value for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class MovieOptions(SensorOptions):
+    """Options that describe the camera, and the part of it that a movie shows."""
+
+    crop: Annotated[
+        str | None, typer.Option(metavar="ROW,COLUMN", help="Where on the maps the movie's first pixel lies.")
+    ] = None
+
+    def description(self, **more: Any) -> "CameraDescription":
+        return super().description(crop=_corner(self.crop), **more)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options that say which networks look at a movie, and how they are computed."""
+
+    weights: Annotated[str, typer.Option(help="DeepSTORM: the name of shipped weights, or a .safetensors file.")] = (
+        "deepstorm-2d"
+    )
+    posterior: Annotated[
+        str, typer.Option(help="The diffusion model: the name of shipped weights, or a .safetensors file.")
+    ] = "cddpm-2d"
+    device: On = Device.auto
+    precision: Annotated[
+        Precision,
+        typer.Option(help="no: float32; auto: bf16 or fp16 where the hardware has it, up to twice as fast."),
+    ] = Precision.auto
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command in which the fields of each dataclass among its arguments have become options of their own."""
+    arguments = inspect.signature(command).parameters
+    groups: dict[str, Any] = {name: p.annotation for name, p in arguments.items() if is_dataclass(p.annotation)}
+
+    @functools.wraps(command)
+    def with_groups(**options: Any) -> None:
+        made = {
+            name: group(**{field.name: options.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**options, **made)
+
+    options = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, p in arguments.items()
+        for option in (inspect.signature(groups[name]).parameters.values() if name in groups else [p])
+    ]
+    with_groups.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # it is what typer reads
+    return with_groups
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """What is wrong with the input in one line, and exit code 2."""
+    """Turn an error of the input into one line and exit code 2."""
     try:
         yield
     except (ValueError, OSError) as error:
-        text = f"no such file: {error.filename}" if isinstance(error, FileNotFoundError) else str(error)
+        missing = isinstance(error, FileNotFoundError) and error.filename
+        text = f"no such file: {error.filename}" if missing else str(error)  # type: ignore[attr-defined]
         typer.echo(f"error: {' '.join(text.split())}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on from here", err=True)
+        typer.echo("interrupted: give the same command again to continue", err=True)
         raise typer.Exit(130) from None
 
 
-def camera_from(
-    gain: float | None,
-    offset: float | None,
-    read_variance: float | None,
-    gain_map: Path | None,
-    offset_map: Path | None,
-    read_variance_map: Path | None,
-    corner: tuple[int, int] | None,
-    shape: tuple[int, int] | None,
-    saturation: float | None,
-) -> "Camera":
-    """A camera of numbers and maps, and of the part of the maps that the movie shows."""
-    from .. import io
-    from ..imaging.camera import Camera
+def device_from(device: Device) -> str:
+    """The name of a device; of "auto", the fastest there is."""
+    import torch
 
-    values = {}
-    for name, number, path, default in (
-        ("gain", gain, gain_map, 1.0),
-        ("offset", offset, offset_map, 0.0),
-        ("read_variance", read_variance, read_variance_map, 0.0),
-    ):
-        if number is not None and path is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} and --{option}-map must not both be given")
-        values[name] = io.read_map(path) if path is not None else default if number is None else number
-    camera = Camera(**values, saturation=saturation)
-    if corner is None or shape is None:
-        return camera
-    if camera.shape is None:
-        raise ValueError("--crop needs a map of the camera")
-    return camera.crop(*corner, shape)
+    if device is not Device.auto:
+        return device.value
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def corner_from(crop: str | None) -> tuple[int, int] | None:
+def _corner(crop: str | None) -> tuple[int, int] | None:
     if crop is None:
         return None
     try:
@@ -97,11 +154,3 @@ def corner_from(crop: str | None) -> tuple[int, int] | None:
         return int(row), int(column)
     except ValueError as error:
         raise ValueError(f"--crop must be ROW,COLUMN, for instance 128,256, got {crop!r}") from error
-
-
-def device_from(device: Device) -> str:
-    import torch
-
-    if device is not Device.auto:
-        return device.value
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
