@@ -476,7 +476,7 @@ def test_a_damaged_record(broken_off, suffix, content, message):
 
 
 def blocks_of(start: int = 0, stop: int = 6, broken: int | None = None):
-    """Two frames a block, of one localization each, and sums 1 and 4 a block; an error before block `broken`."""
+    """Blocks of two frames, each with one localization and the sums 1 and 4; an error before frame `broken`."""
     for first in range(start, stop, 2):
         if first == broken:
             raise RuntimeError("broken")

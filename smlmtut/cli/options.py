@@ -101,7 +101,7 @@ class NetworkOptions:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command in which the fields of each dataclass among its arguments have become options of their own."""
+    """A command in which the fields of each dataclass among its arguments are separate options."""
     arguments = inspect.signature(command).parameters
     groups: dict[str, Any] = {name: p.annotation for name, p in arguments.items() if is_dataclass(p.annotation)}
 

@@ -162,7 +162,7 @@ def write_stacks(path: str | Path, stacks: Iterable[np.ndarray | Tensor], shape:
         if count < frames:
             raise ValueError(f"stacks must be {frames}, got {count}")
 
-    large = 4 * math.prod(shape) > 2**32 - 2**25  # ImageJ's own kind of TIFF cannot be larger
+    large = 4 * math.prod(shape) > 2**32 - 2**25  # ImageJ's format cannot be larger
     with replacing(path) as temporary:
         tifffile.imwrite(
             temporary, pages(), shape=shape, dtype=np.float32, imagej=not large, bigtiff=large,

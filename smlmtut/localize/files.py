@@ -51,7 +51,7 @@ def localize_to_file(
         deviations in ThunderSTORM's uncertainty_x and uncertainty_y or Picasso's lpx and lpy, and probability. Two
         images appear beside the table (`image_paths`), float32, f pixels to a camera pixel: the sum over the frames
         of the samples' mean, and the standard deviation of that sum. In it the variances of the frames add, since
-        every frame has photons of its own.
+        their photons are independent.
     settings: for the sampler; None, the defaults. sampler_name: a name or a hash that tells this sampler from others;
         a run continues only with the same one.
     Others: as in `localize_movie`. Memory does not grow with the length of the movie.

@@ -67,7 +67,7 @@ def localize_movie(
             ]
             yield first + len(adu), pd.concat(tables, ignore_index=True)
 
-    return blocks()  # a generator of its own, so that bad arguments raise here and not at the first block
+    return blocks()  # not a generator itself, so that bad arguments raise now and not at the first block
 
 
 def check_limits(start: int, threshold: float, min_mass: float) -> None:

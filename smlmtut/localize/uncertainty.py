@@ -74,7 +74,7 @@ def localize_with_uncertainty(
             sums = torch.stack([mean.double().sum(0), variance.double().sum(0)]).numpy()
             yield first + len(adu), matches.table(), sums
 
-    return blocks()  # a generator of its own, so that bad arguments raise here and not at the first block
+    return blocks()  # not a generator itself, so that bad arguments raise now and not at the first block
 
 
 class Matches:
