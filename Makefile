@@ -40,10 +40,10 @@ browser: $(READY)  ## test the built book in Chromium (after `make book`)
 	$(PY) -m pytest -m browser tests/test_browser.py
 
 colab: $(READY)  ## write the Colab edition, notebooks/*.ipynb
-	$(PY) tools/colab.py
+	$(PY) -m tools.colab
 
 colab-check: $(READY)  ## fail if the Colab edition is not what the chapters say
-	$(PY) tools/colab.py --check
+	$(PY) -m tools.colab --check
 
 lint: $(DEV)  ## style, types, imports, spelling, workflows, environment.yml
 	$(PY) -m ruff check $(CODE) notebooks

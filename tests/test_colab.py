@@ -1,4 +1,4 @@
-"""The Colab edition: every rule by a small oracle, the numbers against a book that Sphinx built, drift, and a run."""
+"""The Colab edition: every rule by a small oracle, the cells of a notebook, and what is an error."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,10 @@ import nbformat
 import pytest
 import yaml
 
-from tools import colab
-from tools.labels import Book
-from tools.myst import MystError
+from tools.colab.__main__ import editions
+from tools.colab.book import Book
+from tools.colab.edition import Edition
+from tools.colab.myst import MystError
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = ROOT / "tests" / "data" / "sink"
@@ -32,7 +33,7 @@ def convert(book, body, name="03_third"):
     toc["parts"][1]["chapters"].append({"file": f"notebooks/{name}"})
     (book / "_toc.yml").write_text(yaml.safe_dump(toc))
     whole = Book(book)
-    return colab.Edition(whole, whole.pages[f"notebooks/{name}"]).build()
+    return Edition(whole, whole.pages[f"notebooks/{name}"]).build()
 
 
 def markdown(book, body):
@@ -170,6 +171,9 @@ ERRORS = {
     "gate twice": ("```{solution-start} ex-one\n```\n" * 2, 3, "the solution of line"),
     "fence not closed": ("a\n```{note}\nb", 2, "is never closed"),
     "backticks in a title": ("```{note} `a`\nb\n```", 1, "backticks in the title"),
+    "directive in a quotation": ("a\n\n> ```{note}\n> b\n> ```", 3, "Markdown reads no directive"),
+    "directive right after a list mark": ("- ```{note}\n  b\n  ```", 1, "Markdown reads no directive"),
+    "colons without a directive": ("a\n\n:::\nb\n:::", 3, "no directive in the fence ':::'"),
     "options": ("```{code-cell} ipython3\n---\na: [\n---\n```", 2, "not YAML"),
     "label twice": ("$$a$$ (eq-rate)", 1, "stands already at notebooks/01_first.md"),
     "substitution": ("{{ x }}", 1, "no rule for '{{ x }}'"),
@@ -263,7 +267,7 @@ def test_gated_solution_hides_its_words_and_its_code(book):
 
 def test_no_output_and_no_sphinx_syntax_is_left(book):
     left = (r"{eq}", r"{num", r"{cite", r"{term", "```{", ":::", "(sec-", "+++", "%%", r"\E", r"\Var")
-    for text in colab.editions(book).values():
+    for text in editions(book).values():
         for cell in nbformat.reads(text, as_version=4).cells:
             if cell.cell_type == "code":
                 assert cell.outputs == [] and cell.execution_count is None

@@ -12,8 +12,9 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from tools import colab
-from tools.labels import Book
+from tools.colab.__main__ import editions, main
+from tools.colab.book import Book
+from tools.colab.edition import Edition, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = ROOT / "tests" / "data" / "sink"
@@ -88,9 +89,7 @@ def test_references_read_and_lead_as_in_the_book(site):
     book, pages = site
     base = f"{BOOK}/notebooks/02_second.html"
     (theirs,) = [p for p in pages["notebooks/02_second"].select("article p") if p.get_text().startswith("Back to")]
-    ours = nbformat.reads(
-        colab.write(colab.Edition(book, book.pages["notebooks/02_second"]).build()), as_version=4
-    ).cells[-1]
+    ours = nbformat.reads(write(Edition(book, book.pages["notebooks/02_second"]).build()), as_version=4).cells[-1]
     (paragraph,) = [part for part in ours.source.split("\n\n") if part.startswith("Back to")]
     html = MarkdownIt().render(paragraph)
     assert BeautifulSoup(html, "html.parser").get_text().strip() == theirs.get_text().strip()
@@ -101,7 +100,7 @@ def test_references_read_and_lead_as_in_the_book(site):
 
 
 def test_same_source_same_bytes_and_valid(book):
-    first, second = colab.editions(book), colab.editions(book)
+    first, second = editions(book), editions(book)
     assert first == second
     for text in first.values():
         notebook = nbformat.reads(text, as_version=4)
@@ -113,38 +112,38 @@ def test_same_source_same_bytes_and_valid(book):
 
 def test_cell_ids_do_not_move_when_another_cell_changes(book):
     path = book / "notebooks" / "01_first.md"
-    before = json.loads(colab.editions(book)[path.with_suffix(".ipynb")])
+    before = json.loads(editions(book)[path.with_suffix(".ipynb")])
     path.write_text(path.read_text().replace("# First chapter", "# First chapter, again\n\n+++\n"))
-    after = json.loads(colab.editions(book)[path.with_suffix(".ipynb")])
+    after = json.loads(editions(book)[path.with_suffix(".ipynb")])
     changed = {cell["id"] for cell in after["cells"]} ^ {cell["id"] for cell in before["cells"]}
     assert 0 < len(changed) <= 3  # title and first text: one cell before, two after
 
 
 def test_check_tells_drift_and_writes_nothing(book, capsys):
     notebook = book / "notebooks" / "01_first.ipynb"
-    assert colab.main(["--root", str(book), "--check"]) == 1
+    assert main(["--root", str(book), "--check"]) == 1
     assert "01_first.ipynb is missing" in capsys.readouterr().err
     assert not notebook.exists()
-    assert colab.main(["--root", str(book)]) == 0
-    assert colab.main(["--root", str(book), "--check"]) == 0
+    assert main(["--root", str(book)]) == 0
+    assert main(["--root", str(book), "--check"]) == 0
     capsys.readouterr()
     written = notebook.read_text()
     notebook.write_text(written.replace("The rate", "The speed"))
-    assert colab.main(["--root", str(book), "--check"]) == 1
+    assert main(["--root", str(book), "--check"]) == 1
     message = capsys.readouterr().err
     assert "01_first.ipynb differs in 2 lines" in message and "The speed" in message and "make colab" in message
-    assert colab.main(["--root", str(book)]) == 0
+    assert main(["--root", str(book)]) == 0
     assert notebook.read_text() == written
 
 
 def test_a_notebook_whose_chapter_is_gone_is_told_and_removed(book, capsys):
-    colab.main(["--root", str(book)])
+    main(["--root", str(book)])
     mine = book / "notebooks" / "mine.ipynb"
     mine.write_text("{}")
     (book / "notebooks" / "09_gone.ipynb").write_bytes((book / "notebooks" / "02_second.ipynb").read_bytes())
-    assert colab.main(["--root", str(book), "--check"]) == 1
+    assert main(["--root", str(book), "--check"]) == 1
     assert "09_gone.ipynb has no chapter" in capsys.readouterr().err
-    colab.main(["--root", str(book)])
+    main(["--root", str(book)])
     assert not (book / "notebooks" / "09_gone.ipynb").exists()
     assert mine.exists()
 
@@ -152,12 +151,21 @@ def test_a_notebook_whose_chapter_is_gone_is_told_and_removed(book, capsys):
 def test_an_error_is_printed_not_raised(book, capsys):
     (book / "notebooks" / "02_second.md").write_text(HEADER + "{eq}`eq-none`\n")
     (book / "notebooks" / "01_first.md").write_text(HEADER + "# First\n")
-    assert colab.main(["--root", str(book)]) == 1
+    assert main(["--root", str(book)]) == 1
     assert f"notebooks/02_second.md:{FIRST}: the book has no label 'eq-none'" in capsys.readouterr().err
 
 
+def check(*call):
+    """What `python CALL --check` returns and prints, run in the root of the repository."""
+    done = subprocess.run([sys.executable, *call, "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_folder_and_module_take_the_same_options(book):
+    by_module, by_path = check("-m", "tools.colab", "--root", str(book)), check("tools/colab", "--root", str(book))
+    assert by_module == by_path
+    assert by_path[0] == 1 and "02_second.ipynb is missing" in by_path[1]
+
+
 def test_the_edition_in_the_repository_is_in_step():
-    done = subprocess.run(
-        [sys.executable, "tools/colab.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert check("-m", "tools.colab") == (0, "")

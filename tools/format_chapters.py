@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 if __package__ is None:  # called by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.myst import read_page
+from tools.colab.myst import read_page
 
 ROOT = Path(__file__).resolve().parents[1]
 

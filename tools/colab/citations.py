@@ -13,6 +13,16 @@ def plain(latex: str) -> str:
     return re.sub(r"\s+", " ", Text.from_latex(latex).render_as("text")).strip()
 
 
+FORMS = {  # what a role shows: around all works, between two, each work
+    "cite": ("({})", "; ", "{names}, {year}"),
+    "cite:p": ("({})", "; ", "{names}, {year}"),
+    "cite:alp": ("{}", "; ", "{names}, {year}"),
+    "cite:t": ("{}", ", ", "{names} ({year})"),
+    "cite:author": ("{}", ", ", "{names}"),
+    "cite:year": ("{}", ", ", "{year}"),
+}
+
+
 class Citations:
     """Writes citations of a bibliography's entries (pybtex), given by key."""
 
@@ -20,20 +30,17 @@ class Citations:
         self.entries = entries
 
     def role(self, role: str, keys: list[str]) -> str:
-        """What a {cite} role shows. Raises KeyError for an unknown key or role."""
+        """What a {cite} role shows, each work linked to where it is. Raises KeyError for an unknown key or role."""
+        if unknown := [key for key in keys if key not in self.entries]:
+            raise KeyError(f"the bibliography has no entry {unknown[0]!r}")
+        if role not in FORMS:
+            raise KeyError(f"no rule for the role {{{role}}}")
+        around, between, each = FORMS[role]
+        works = []
         for key in keys:
-            if key not in self.entries:
-                raise KeyError(f"the bibliography has no entry {key!r}")
-        if role in ("cite", "cite:p"):
-            return f"({'; '.join(self.linked(key, f'{self.names(key)}, {self.year(key)}') for key in keys)})"
-        if role == "cite:t":
-            return ", ".join(self.linked(key, f"{self.names(key)} ({self.year(key)})") for key in keys)
-        if role == "cite:alp":
-            return "; ".join(self.linked(key, f"{self.names(key)}, {self.year(key)}") for key in keys)
-        if role in ("cite:author", "cite:year"):
-            show = self.names if role == "cite:author" else self.year
-            return ", ".join(self.linked(key, show(key)) for key in keys)
-        raise KeyError(f"no rule for the role {{{role}}}")
+            words, address = each.format(names=self.names(key), year=self.year(key)), self.address(key)
+            works.append(f"[{words}]({address})" if address else words)
+        return around.format(between.join(works))
 
     def names(self, key: str) -> str:
         """Family names: one, two, or the first of more."""
@@ -41,17 +48,20 @@ class Citations:
         return " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
 
     def persons(self, key: str) -> list[Any]:
+        """Authors, else editors."""
         entry = self.entries[key]
         if not (persons := entry.persons.get("author") or entry.persons.get("editor")):
             raise KeyError(f"the bibliography's entry {key!r} has no author")
         return persons
 
     def family(self, person: Any) -> str:
+        """The family name with its particles; "et al." for BibTeX's "others"."""
         if str(person) == "others":
             return "et al."
         return plain(" ".join([*person.prelast_names, *person.last_names, *person.lineage_names]))
 
     def year(self, key: str) -> str:
+        """The year, or "undated"."""
         return self.entries[key].fields.get("year", "undated")
 
     def address(self, key: str) -> str:
@@ -60,12 +70,9 @@ class Citations:
         where = f"https://doi.org/{plain(fields['doi'])}" if "doi" in fields else fields.get("url", "")
         return where.replace("(", "%28").replace(")", "%29").replace("\\", "")
 
-    def linked(self, key: str, words: str) -> str:
-        return f"[{words}]({self.address(key)})" if self.address(key) else words
-
-    def bibliography(self, keys: list[str]) -> str:
-        """One line a reference, by first author and year."""
-        order = sorted(keys, key=lambda key: (self.family(self.persons(key)[0]).lower(), self.year(key)))
+    def bibliography(self, keys: set[str]) -> str:
+        """One line for each reference, sorted by first author and year."""
+        order = sorted(keys, key=lambda key: (self.family(self.persons(key)[0]).lower(), self.year(key), key))
         return "\n".join(f"- {self.reference(key)}" for key in order)
 
     def reference(self, key: str) -> str:

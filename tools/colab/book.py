@@ -1,15 +1,15 @@
-"""What can be referred to in the book: labels, numbers, titles, terms and citations of every page.
+"""The book: its pages, and the labels, numbers, titles and terms that a chapter can refer to.
 
-Numbers follow Sphinx: chapters as in _toc.yml; equations, figures, tables, exercises and theorems each
-count on their own within a chapter, as 2.1, 2.2; on a page without a number they count through the book.
-A test holds them against a book that Sphinx built.
+The numbers are those of Sphinx. Chapters are numbered as in _toc.yml. Equations, figures, tables, exercises
+and theorems each count on their own within a chapter: 2.1, 2.2; on a page without a number they count
+through the whole book. A test compares them with a book that Sphinx built.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import Any
 
 import yaml
 from docutils.nodes import make_id
+from mdit_py_plugins.anchors.index import slugify
 from sphinx.util.nodes import _make_id as make_term_id
 
-from tools.myst import Block, MystError, parse, read_page
+from tools.colab.myst import Block, MystError, read_page
 
-VERBATIM = {"code-cell", "code-block", "code", "sourcecode", "raw", "math", "glossary", "toctree", "mermaid"}
 TABLES = {"table", "list-table"}
 
 
@@ -30,7 +30,7 @@ class Label:
     """One thing that a page can refer to: where it is, its number ("" for none) and its title."""
 
     page: str  # path in the book without suffix
-    kind: str  # equation, figure, table, section, exercise, solution, listing, target, or theorem and the like
+    kind: str  # equation, figure, table, section, exercise, listing, target, or theorem and the like
     anchor: str
     number: str = ""
     title: str = ""  # MyST text
@@ -39,8 +39,8 @@ class Label:
     @property
     def name(self) -> str:
         """Kind and number as the book prints them: Fig. 1.2, say."""
-        words = {"figure": "Fig.", "listing": "Listing", "solution": "Solution to Exercise"}
-        return f"{words.get(self.kind, self.kind.capitalize())} {self.number}".strip()
+        kind = "Fig." if self.kind == "figure" else self.kind.capitalize()
+        return f"{kind} {self.number}".strip()
 
 
 @dataclass
@@ -75,13 +75,13 @@ class Book:
         self.labels: dict[str, Label] = {}  # by label in lower case
         self.headings: dict[tuple[str, str], Label] = {}  # by page and slug
         self.terms: dict[str, tuple[str, str]] = {}  # term in lower case: page, anchor
-        self._counters: dict[str, Counter[str]] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()  # by kind and chapter number
         for name, number, depth in self._toc():
             path = root / f"{name}.md"
             if name not in self.pages and path.exists():
                 self.pages[name] = Page(name, path, number, depth, read_page(path, f"{name}.md"))
         for page in self.pages.values():
-            _Collector(self, page).collect()
+            _Numbering(self, page).walk(page.blocks)
 
     @property
     def repository(self) -> str:
@@ -116,9 +116,8 @@ class Book:
 
     def count(self, kind: str, chapter: str) -> str:
         """The next number of a kind in a chapter."""
-        counter = self._counters.setdefault(kind, Counter())
-        counter[chapter] += 1
-        return f"{chapter}.{counter[chapter]}" if chapter else str(counter[chapter])
+        self._counts[kind, chapter] += 1
+        return f"{chapter}.{self._counts[kind, chapter]}".lstrip(".")
 
     def _toc(self) -> Iterator[tuple[str, str, int]]:
         """(page, chapter number, depth of numbers) in the book's order; then chapters that it does not list yet."""
@@ -141,101 +140,85 @@ class Book:
             yield f"notebooks/{path.stem}", "", 0
 
 
-class _Collector:
-    """Walks one page in its order and numbers what it finds."""
+class _Numbering:
+    """Goes through one page from top to bottom, and numbers and labels what it finds."""
 
     def __init__(self, book: Book, page: Page) -> None:
         self.book, self.page = book, page
-        self.sections = [0] * 6
-        self.slugs: Counter[str] = Counter()
-        self.exercise: Label | None = None
+        self.sections = [0] * 6  # the number of the current section at each level below the title
 
-    def collect(self) -> None:
-        self.walk(self.page.blocks)
-
-    def walk(self, blocks: list[Block]) -> None:
+    def walk(self, blocks: Iterable[Block]) -> None:
+        """Label these blocks and the ones inside them. A target belongs to the block that follows it."""
         targets: list[Block] = []
         for block in blocks:
+            if block.kind == "break":
+                continue
             if block.kind == "target":
                 targets.append(block)
                 continue
             label = self.heading(block, targets) if block.kind == "heading" else self.numbered(block)
-            if block.kind != "break":
-                for target in targets:
-                    self.target(target, label)
-                targets = []
-            if block.kind == "directive" and block.name == "glossary":
+            for target in targets:
+                self.target(target, label)
+            targets = []
+            if block.name == "glossary":
                 self.glossary(block)
-            elif block.kind == "directive" and block.name not in VERBATIM:
-                self.walk(parse(block.text, self.page.shown, block.body_line))
+            self.walk(block.children)
 
-    def add(self, block: Block, name: str | None, label: Label) -> Label:
-        self.page.labels[block.line] = label
-        if name:
-            if known := self.book.labels.get(name.lower()):
-                where = f"{known.page}.md:{known.line}"
-                raise MystError(self.page.shown, block.line, f"the label {name!r} stands already at {where}")
-            self.book.labels[name.lower()] = label
+    def add(self, block: Block, name: str | None, kind: str, anchor: str, number: str, title: str) -> Label:
+        """Label a block; name is what references call it, None for nothing."""
+        label = self.page.labels[block.line] = Label(self.page.name, kind, anchor, number, title, block.line)
+        if name and (known := self.book.labels.setdefault(name.lower(), label)) is not label:
+            where = f"{known.page}.md:{known.line}"
+            raise MystError(self.page.shown, block.line, f"the label {name!r} stands already at {where}")
         return label
 
     def target(self, target: Block, label: Label | None) -> None:
-        anchor, title = make_id(target.text), label.title if label else ""
+        """Label a (target)=: a section before a heading, else a mere place."""
         kind, number = ("section", label.number) if label and label.kind == "section" else ("target", "")
-        self.add(target, target.text, Label(self.page.name, kind, anchor, number, title, target.line))
+        self.add(target, target.text, kind, make_id(target.text), number, label.title if label else "")
 
     def heading(self, block: Block, targets: list[Block]) -> Label:
+        """Number a heading, and let links find it by its slug."""
         number = self.page.number
         if number and block.level > 1:
             self.sections[block.level - 2] += 1
             self.sections[block.level - 1 :] = [0] * (7 - block.level)
-            number = ".".join([number, *(str(n) for n in self.sections[: block.level - 1])])
+            number = ".".join([number, *map(str, self.sections[: block.level - 1])])
             number = number if block.level <= self.page.depth else ""
-        text = re.sub(r"[`*]|\$[^$]*\$|\{[\w:]+\}", "", block.text)
-        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-        self.slugs[slug] += 1
-        anchor = make_id(targets[-1].text) if targets else make_id(re.sub(r"[`*$]|\{[\w:]+\}", "", block.text))
-        label = Label(self.page.name, "section", anchor, number, block.text, block.line)
-        if self.slugs[slug] == 1:
-            self.book.headings[self.page.name, slug] = label
-        return self.add(block, None, label)
+        words = re.sub(r"[`*]|\{[\w:]+\}", "", block.text)
+        anchor = make_id(targets[-1].text if targets else words.replace("$", ""))
+        label = self.add(block, None, "section", anchor, number, block.text)
+        self.book.headings.setdefault((self.page.name, slugify(re.sub(r"\$[^$]*\$", "", words))), label)
+        return label
 
     def numbered(self, block: Block) -> Label | None:
+        """Number an equation, figure, table, listing, exercise or theorem; None for anything else."""
+        options, name = block.options, block.options.get("name")
         if block.kind == "math" and block.label:
-            return self.equation(block, block.label)
-        if block.kind != "directive":
-            return None
-        name, options = block.options.get("name"), block.options
-        if block.name == "math" and options.get("label"):
-            return self.equation(block, options["label"])
-        if block.name == "code-cell":
-            figure = block.figure
-            if figure and not {"remove-output", "remove-cell"} & set(block.tags):
-                return self.enumerate(block, "figure", figure.get("name"), figure.get("caption", ""))
+            number = self.book.count("equation", self.page.number)
+            return self.add(block, block.label, "equation", make_id(f"equation-{block.label}"), number, "")
+        if block.name == "code-cell" and block.figure and not {"remove-output", "remove-cell"} & set(block.tags):
+            kind, name, title = "figure", block.figure.get("name"), block.figure.get("caption", "")
         elif block.name == "figure" and (block.text or name):
-            return self.enumerate(block, "figure", name, block.text.split("\n\n")[0])
+            kind, title = "figure", block.text.split("\n\n")[0]
         elif block.name in TABLES and (block.argument or name):
-            return self.enumerate(block, "table", name, block.argument)
+            kind, title = "table", block.argument
         elif block.name == "code-block" and "caption" in options:
-            return self.enumerate(block, "listing", name, options["caption"])
+            kind, title = "listing", options["caption"]
         elif block.name in ("exercise", "exercise-start"):
-            self.exercise = self.enumerate(block, "exercise", options.get("label"), block.argument, exact=True)
-            return self.exercise
+            kind, name, title = "exercise", options.get("label"), block.argument
         elif block.name.startswith("prf:") and block.name != "prf:proof":
-            return self.enumerate(block, block.name[4:], options.get("label"), block.argument, exact=True)
-        return None
-
-    def equation(self, block: Block, label: str) -> Label:
-        number = self.book.count("equation", self.page.number)
-        return self.add(
-            block, label, Label(self.page.name, "equation", make_id(f"equation-{label}"), number, "", block.line)
-        )
-
-    def enumerate(self, block: Block, kind: str, name: str | None, title: str, exact: bool = False) -> Label:
-        number = "" if "nonumber" in block.options else self.book.count(kind, self.page.number)
-        anchor = (name if exact else make_id(name)) if name else ""
-        return self.add(block, name, Label(self.page.name, kind, anchor, number, title, block.line))
+            kind, name, title = block.name[4:], options.get("label"), block.argument
+        else:
+            return None
+        number = "" if "nonumber" in options else self.book.count(kind, self.page.number)
+        anchor = name or ""
+        if "label" not in options:  # sphinx-exercise and sphinx-proof keep a label as it is
+            anchor = make_id(anchor)
+        return self.add(block, name, kind, anchor, number, title)
 
     def glossary(self, block: Block) -> None:
+        """Note the terms: the lines that are not indented."""
         for row in block.text.splitlines():
             if row.strip() and not row[0].isspace():
                 term = row.split(" : ")[0].strip()

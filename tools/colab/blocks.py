@@ -1,6 +1,6 @@
 """Write MyST blocks as plain Markdown: what Colab and Jupyter show without Sphinx.
 
-Every directive has a rule here or is an error; running text is written by tools/inline.py.
+Every directive has a rule here or is an error. Running text is written by `inline`.
 """
 
 from __future__ import annotations
@@ -8,31 +8,26 @@ from __future__ import annotations
 import re
 from html import escape
 
-from tools.inline import InlineWriter
-from tools.labels import TABLES, Label
-from tools.myst import Block, parse
+from tools.colab.book import TABLES, Book, Page
+from tools.colab.inline import Inline
+from tools.colab.myst import Block
 
-ADMONITIONS = {
-    **{name: name.capitalize() for name in ("note", "tip", "hint", "important", "warning", "caution", "attention")},
-    **{name: name.capitalize() for name in ("danger", "error")},
-    "seealso": "See also",
-}
+BOXES = ("note", "tip", "hint", "important", "warning", "caution", "attention", "danger", "error")
+ADMONITIONS = {**{name: name.capitalize() for name in BOXES}, "seealso": "See also"}
 TITLED = {"admonition", "margin", "sidebar", "topic", "epigraph"}
 SILENT = {"index", "contents", "exercise-end"}
 
 
-class Writer(InlineWriter):
+class Writer:
     """Writes the blocks of one page."""
 
-    # ---- blocks ------------------------------------------------------------------------------------------
-
-    def blocks(self, blocks: list[Block]) -> str:
-        """All blocks, with an empty line between them."""
-        return "\n\n".join(text for block in blocks if (text := self.block(block)))
+    def __init__(self, book: Book, page: Page) -> None:
+        self.book, self.page, self.inline = book, page, Inline(book, page)
+        self.error = self.inline.error
 
     def body(self, block: Block) -> str:
-        """What stands inside a directive."""
-        return self.blocks(parse(block.text, self.page.shown, block.body_line))
+        """The blocks inside a directive, with an empty line between them."""
+        return "\n\n".join(text for child in block.children if (text := self.block(child)))
 
     def block(self, block: Block) -> str:
         """One block; "" where it leaves nothing to show."""
@@ -42,19 +37,18 @@ class Writer(InlineWriter):
             case "code":
                 text = block.text
             case "math":
-                text = self.display(block.text, block, block.label)
+                text = self.display(block)
             case "heading":
                 number = self.page.labels[block.line].number
-                title = self.inline(block.text, block.line)
-                text = f"{'#' * block.level} {number}. {title}" if number else f"{'#' * block.level} {title}"
+                words = [f"{number}."] if number else []
+                text = " ".join(["#" * block.level, *words, self.inline(block.text, block.line)])
             case "target":
                 text = f'<a name="{escape(block.text)}"></a>'
             case "directive":
                 text = self.directive(block)
             case _:
                 text = ""
-        text = text.strip("\n")
-        return "\n".join(block.indent + row if row else row for row in text.split("\n")) if block.indent else text
+        return indent(text.strip("\n"), block.indent)
 
     def text(self, text: str, line: int) -> str:
         """Paragraphs, lists and tables; definition lists become bullet lists."""
@@ -64,59 +58,56 @@ class Writer(InlineWriter):
         written = self.inline(text, line)
         return re.sub(r"^(\S.*)\n:[ \t]+", r"- **\1**: ", written, flags=re.M)
 
-    def display(self, math: str, block: Block, label: str | None) -> str:
+    def display(self, block: Block) -> str:
         """A display formula, numbered as in the book where it has a label."""
-        math = self.tex(math.strip())
+        math = self.inline.tex(block.text.strip())
         if re.search(r"\\begin\{(align|gather|multline|equation)\*?\}", math):
             raise self.error(block.line, "an AMS environment inside $$: use aligned, gathered or none")
         if r"\\" in math and not math.startswith((r"\begin{aligned}", r"\begin{gathered}")):  # as Sphinx does, in split
             math = f"\\begin{{aligned}}\n{math}\n\\end{{aligned}}"
-        if label:
-            math += f" \\tag{{{self.book.labels[label.lower()].number}}}"
+        if block.label:
+            math += f" \\tag{{{self.page.labels[block.line].number}}}"
         return f"$$\n{math}\n$$"
-
-    # ---- directives --------------------------------------------------------------------------------------
 
     def directive(self, block: Block) -> str:
         """One directive, by its rule."""
-        name, classes = block.name, str(block.options.get("class", "")).split()
-        if name in ADMONITIONS or name in TITLED:
-            return self.admonition(block, fold={"dropdown", "toggle"} & set(classes))
-        if name in ("exercise", "exercise-start") or name.startswith("prf:"):
-            return self.statement(block)
-        if name in TABLES:
-            return self.table(block)
-        if name in SILENT:
-            return ""
-        if name == "dropdown":
-            return details(self.inline(block.argument or "More", block.line), self.body(block))
-        if name == "tab-set":
-            return self.body(block)
-        if name == "tab-item":
-            return f"**{self.inline(block.argument, block.line)}**\n\n{self.body(block)}"
-        if name == "solution":
-            return details(self.solution_title(block), self.body(block))
-        if name in ("figure", "image"):
-            return self.figure(block)
-        if name == "math":
-            math = "\n".join(part for part in (block.argument, block.text) if part)
-            return self.display(math, block, block.options.get("label"))
-        if name in ("code-block", "code", "sourcecode"):
-            return self.listing(block)
-        if name == "bibliography":
-            return self.cite.bibliography(self.cited())
-        if name == "raw" and block.argument == "html":
-            return block.text
-        raise self.error(block.line, f"no rule for the directive {{{name}}}")
+        match block.name:
+            case name if name in ADMONITIONS or name in TITLED:
+                return self.admonition(block)
+            case name if name in ("exercise", "exercise-start") or name.startswith("prf:"):
+                return self.statement(block)
+            case name if name in TABLES:
+                return self.table(block)
+            case name if name in SILENT:
+                return ""
+            case "dropdown":
+                return details(self.inline(block.argument or "More", block.line), self.body(block))
+            case "tab-set":
+                return self.body(block)
+            case "tab-item":
+                return f"**{self.inline(block.argument, block.line)}**\n\n{self.body(block)}"
+            case "solution":
+                return details(self.solution_title(block), self.body(block))
+            case "figure" | "image":
+                return self.figure(block)
+            case "code-block" | "code" | "sourcecode":
+                return self.listing(block)
+            case "bibliography":
+                return self.inline.bibliography()
+            case "raw" if block.argument == "html":
+                return block.text
+        raise self.error(block.line, f"no rule for the directive {{{block.name}}}")
 
-    def admonition(self, block: Block, fold: object) -> str:
-        """A box, as a quotation under a bold title, or folded."""
+    def admonition(self, block: Block) -> str:
+        """A box: a quotation under a bold title, or folded where its class asks for it."""
         title, text = block.argument, self.body(block)
         if block.name in ADMONITIONS:  # their argument is the first line of the text
             text = "\n\n".join(part for part in (self.inline(title, block.line), text) if part)
             title = ADMONITIONS[block.name]
         title = self.inline(title, block.line)
-        return details(title, text) if fold else quote(f"**{title}**\n\n{text}" if title else text)
+        if {"dropdown", "toggle"} & set(str(block.options.get("class", "")).split()):
+            return details(title, text)
+        return quote(f"**{title}**\n\n{text}" if title else text)
 
     def statement(self, block: Block) -> str:
         """An exercise or a theorem with its number."""
@@ -129,7 +120,7 @@ class Writer(InlineWriter):
 
     def solution_title(self, block: Block) -> str:
         """Solution to Exercise 1.2 (its title)."""
-        label = self.find(block.argument, block.line, {"exercise"})
+        label = self.inline.find(block.argument, block.line, {"exercise"})
         title = f" ({self.inline(label.title, block.line)})" if label.title else ""
         return f"Solution to {label.name}{title}"
 
@@ -138,20 +129,19 @@ class Writer(InlineWriter):
         alt = block.options.get("alt")
         if not alt:
             raise self.error(block.line, f"the {block.name} {block.argument} has no :alt: text")
-        text = f"![{alt}]({self.file(block.argument, block.line, raw=True)})"
-        return f"{text}\n\n{self.caption(self.page.labels[block.line], self.body(block))}" if block.text else text
+        text = f"![{alt}]({self.inline.file(block.argument, block.line, raw=True)})"
+        return f"{text}\n\n{self.caption(block, self.body(block))}" if block.text else text
 
-    def caption(self, label: Label, text: str) -> str:
-        """A caption behind the figure's or the table's number."""
-        return f"**{label.name}.** {text}" if label.number else text
+    def caption(self, block: Block, text: str) -> str:
+        """A caption, already plain Markdown, after the number of its figure, table or listing."""
+        label = self.page.labels.get(block.line)
+        return f"**{label.name}.** {text}" if label and label.number else text
 
     def table(self, block: Block) -> str:
         """A table under its title."""
         text = self.body(block) if block.name == "table" else self.listed(block)
-        if block.argument:
-            title = self.caption(self.page.labels[block.line], self.inline(block.argument, block.line))
-            text = f"{title}\n\n{text}"
-        return text
+        title = self.inline(block.argument, block.line)
+        return f"{self.caption(block, title)}\n\n{text}" if title else text
 
     def listed(self, block: Block) -> str:
         """A list of lists as a table with bars."""
@@ -172,12 +162,16 @@ class Writer(InlineWriter):
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
     def listing(self, block: Block) -> str:
+        """Code to read, in a fence longer than any inside it, under its caption."""
         mark = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
         text = f"{mark}{block.argument}\n{block.text}\n{mark}"
-        if "caption" in block.options:
-            label = self.page.labels[block.line]
-            text = f"{self.caption(label, self.inline(block.options['caption'], block.line))}\n\n{text}"
-        return text
+        caption = self.inline(block.options.get("caption", ""), block.line)
+        return f"{self.caption(block, caption)}\n\n{text}" if caption else text
+
+
+def indent(text: str, space: str) -> str:
+    """Text with white space before each line that is not empty."""
+    return re.sub(r"^(?=.)", space, text, flags=re.M)
 
 
 def quote(text: str) -> str:

@@ -1,34 +1,34 @@
 """Running text: MyST roles, references, links, footnotes and formulas as plain Markdown.
 
-Every reference resolves to the number or title that the book prints, and on another page to a link into
-the book. Whatever has no rule, or leads nowhere, is an error with its line.
+A reference becomes the number or title that the book prints, and where it leads to another page, a link
+into the book. What has no rule, or leads nowhere, is an error with its line.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
 from html import escape
 
-from tools.citations import Citations
-from tools.labels import Book, Label, Page
-from tools.myst import MystError
+from tools.colab.book import Book, Label, Page
+from tools.colab.citations import Citations
+from tools.colab.myst import MystError
 
 INLINE = re.compile(
     r"(?P<escaped>\\[^\w\s])"
     r"|(?:\{(?P<role>[\w:.+-]+)\})?(?P<ticks>`+)(?P<code>(?!`).+?)(?<!`)(?P=ticks)(?!`)"
     r"|(?P<math>\$\$.+?\$\$|(?<![\w$])\$(?![\s$])(?:\\.|[^$\\])*?(?<!\s)\$(?!\d))"
-    r"|\[\^(?P<note>[^\]\s]+)\](?P<defines>:)?"
+    r"|\[\^(?P<note>[^\]\s]+)\]:?"
     r"|(?P<image>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`|\[[^\]]*\])*)\]"
     r"\((?P<target><[^>\n]*>|(?:[^()\s]|\([^()\s]*\))*)(?:\s+\"[^\"]*\")?\)(?:\{[^}\n]*\})?"
     r"|(?P<foreign>\{\{.+?\}\}|\{[\w:.+-]+\}(?=`)|(?<=\])\{[.#:\w][^}\n]*\}|<(?:project|inv|path):[^>]*>)",
     re.S,
 )
+TITLED = {"section", "target", "figure", "table", "listing", "equation"}  # what {ref} shows by its title
 
 
-class InlineWriter:
-    """Writes the running text of one page."""
+class Inline:
+    """Writes the running text of one page: inline(text, line)."""
 
     def __init__(self, book: Book, page: Page) -> None:
         self.book, self.page = book, page
@@ -39,7 +39,7 @@ class InlineWriter:
         """An error at a line of this page."""
         return MystError(self.page.shown, line, message)
 
-    def inline(self, text: str, line: int) -> str:
+    def __call__(self, text: str, line: int) -> str:
         """Roles, references, links, footnotes and formulas in running text; line is where the text starts."""
 
         def write(found: re.Match[str]) -> str:
@@ -51,8 +51,10 @@ class InlineWriter:
             if found["note"]:
                 number = self.notes.setdefault(found["note"], len(self.notes) + 1)
                 return f"<sup>{number}</sup>"
+            if found["image"]:
+                return self.picture(found["text"], found["target"].strip("<>"), at)
             if found["target"] is not None:
-                return self.link(found["image"], found["text"], found["target"].strip("<>"), at)
+                return self.link(self(found["text"], at), found["target"].strip("<>"), at)
             if found["foreign"]:
                 raise self.error(at, f"no rule for {found['foreign']!r}")
             return found[0]
@@ -61,38 +63,36 @@ class InlineWriter:
 
     def role(self, role: str, content: str, line: int) -> str:
         """One role, by its rule."""
-        plain: dict[str, Callable[[str], str]] = {
-            "sub": lambda text: f"<sub>{text}</sub>",
-            "sup": lambda text: f"<sup>{text}</sup>",
-            "kbd": lambda text: f"<kbd>{text}</kbd>",
-            "code": lambda text: f"`{text}`",
-            "math": lambda text: f"${self.tex(text)}$",
-        }
-        if role in plain:
-            return plain[role](content)
-        if role == "abbr":
-            short, _, long = content.rstrip(")").partition(" (")
-            return f'<abbr title="{escape(long)}">{short}</abbr>'
-        if role == "cite" or role.startswith("cite:"):
+        explicit = re.fullmatch(r"(.+?)\s*<([^<>]+)>", content, re.S)
+        words, target = (explicit[1], explicit[2]) if explicit else ("", content)
+        match role:
+            case "sub" | "sup" | "kbd":
+                return f"<{role}>{content}</{role}>"
+            case "code":
+                return f"`{content}`"
+            case "math":
+                return f"${self.tex(content)}$"
+            case "abbr":
+                short, _, long = content.rstrip(")").partition(" (")
+                return f'<abbr title="{escape(long)}">{short}</abbr>'
+            case "doc":
+                return self.document(words, target, line)
+            case "term":
+                if (term := self.book.terms.get(" ".join(target.split()).lower())) is None:
+                    raise self.error(line, f"the glossary has no term {target!r}")
+                return f"[{words or target}]({self.book.url(*term)})"
+            case "eq":
+                label = self.find(target, line, {"equation"})
+                return self.refer(label, f"({label.number})")
+            case "numref":
+                return self.numref(words, target, line)
+            case "ref" | "prf:ref":
+                return self.ref(words, target, line, role)
+        if role.startswith("cite"):
             try:
                 return self.cite.role(role, [key.strip() for key in content.split(",")])
             except KeyError as error:
                 raise self.error(line, str(error.args[0])) from error
-        explicit = re.fullmatch(r"(.+?)\s*<([^<>]+)>", content, re.S)
-        words, target = (explicit[1], explicit[2]) if explicit else ("", content)
-        if role == "doc":
-            return self.document(words, target, line)
-        if role == "term":
-            if (term := self.book.terms.get(" ".join(target.split()).lower())) is None:
-                raise self.error(line, f"the glossary has no term {target!r}")
-            return f"[{words or target}]({self.book.url(*term)})"
-        if role == "eq":
-            label = self.find(target, line, {"equation"})
-            return self.refer(label, f"({label.number})")
-        if role == "numref":
-            return self.numref(words, target, line)
-        if role in ("ref", "prf:ref"):
-            return self.ref(words, target, line, role)
         raise self.error(line, f"no rule for the role {{{role}}}")
 
     def find(self, target: str, line: int, kinds: set[str] | None = None) -> Label:
@@ -111,53 +111,53 @@ class InlineWriter:
         return f"[{words}](#{label.anchor})" if label.kind in ("section", "target") else words
 
     def numref(self, words: str, target: str, line: int) -> str:
+        """Kind and number of what a label names, or words with the number in them."""
         label = self.find(target, line)
         if not label.number or label.kind == "equation":
             raise self.error(line, f"{target!r} is no figure, table, section or exercise with a number")
         for placeholder, text in (("%s", label.number), ("{number}", label.number), ("{name}", label.title)):
             words = words.replace(placeholder, text)
-        return self.refer(label, self.inline(words, line) or label.name)
+        return self.refer(label, self(words, line) or label.name)
 
-    def ref(self, words: str, target: str, line: int, role: str) -> str:
+    def ref(self, words: str, target: str, line: int, role: str = "ref") -> str:
+        """The title of what a label names, or kind and number of an exercise or a theorem."""
         label = self.find(target, line)
-        numbered = label.kind not in ("section", "target", "figure", "table", "listing", "equation")
-        if role == "prf:ref" and (not numbered or label.kind == "exercise"):
+        by_title = label.kind in TITLED
+        if role == "prf:ref" and (by_title or label.kind == "exercise"):
             raise self.error(line, f"{target!r} labels {label.kind}, not a theorem or the like")
-        title = label.name if numbered else self.inline(label.title, label.line)
-        if not words and (not title or label.kind == "equation"):
+        words = words or (self(label.title, label.line) if by_title else label.name)
+        if not words:
             raise self.error(line, f"{target!r} has no title to show: write words, or use another role")
-        return self.refer(label, words or title)
+        return self.refer(label, words)
 
     def document(self, words: str, target: str, line: int) -> str:
+        """A link to a page, by its title unless there are words."""
         name = self.resolve(target).removesuffix(".md")
         if name not in self.book.pages:
             raise self.error(line, f"the book has no page {name!r}")
-        page = self.book.pages[name]
-        return f"[{words or self.inline(page.title, line)}]({self.book.url(name)})"
+        return f"[{words or self(self.book.pages[name].title, line)}]({self.book.url(name)})"
 
-    def link(self, image: str, text: str, target: str, line: int) -> str:
-        """A Markdown link or picture; the ones inside the book lead to its pages."""
-        path, _, anchor = target.partition("#")
-        if image:
-            if not text:
-                raise self.error(line, f"the picture {target} has no alternative text")
-            return f"![{text}]({self.file(target, line, raw=True)})"
-        words = self.inline(text, line)
+    def picture(self, text: str, target: str, line: int) -> str:
+        """A picture, shown from the repository."""
+        if not text:
+            raise self.error(line, f"the picture {target} has no alternative text")
+        return f"![{text}]({self.file(target, line, raw=True)})"
+
+    def link(self, words: str, target: str, line: int) -> str:
+        """A Markdown link: to another site, a heading, a label, a page of the book, or a file of the repository."""
         if re.match(r"^(https?|mailto):", target):
             return f"[{words or target}]({target})"
+        path, _, anchor = target.partition("#")
         name = self.resolve(path).removesuffix(".md") if path else self.page.name
-        if anchor and (name, anchor) in self.book.headings:
-            heading = self.book.headings[name, anchor]
-            words = words or self.inline(heading.title, line)
-            return f"[{words}]({self.book.url(name, heading.anchor)})"
-        if anchor and not path and anchor.lower() in self.book.labels:
-            return self.ref(words, anchor, line, "ref")
-        if not anchor and path.lower() in self.book.labels:
-            return self.ref(words, path, line, "ref")
-        if not anchor and name in self.book.pages:
-            return self.document(words, path, line)
+        if anchor and (heading := self.book.headings.get((name, anchor))):
+            return f"[{words or self(heading.title, line)}]({self.book.url(name, heading.anchor)})"
+        label = "" if path and anchor else path or anchor
+        if label.lower() in self.book.labels:
+            return self.ref(words, label, line)
         if anchor:
             raise self.error(line, f"the link to {target!r} leads to no heading and no label")
+        if name in self.book.pages:
+            return self.document(words, path, line)
         return f"[{words or target}]({self.file(target, line)})"
 
     def resolve(self, target: str) -> str:
@@ -173,16 +173,14 @@ class InlineWriter:
             raise self.error(line, f"the repository has no file {path!r}")
         address = f"{self.book.repository}/blob/{self.book.branch}/{path}"
         if raw:
-            address = address.replace("https://github.com/", "https://raw.githubusercontent.com/").replace(
-                "/blob/", "/", 1
-            )
+            host = "https://raw.githubusercontent.com/"
+            address = address.replace("https://github.com/", host).replace("/blob/", "/", 1)
         return address.replace(" ", "%20")
 
-    def cited(self) -> list[str]:
-        """The keys that this page cites."""
-        text = self.page.path.read_text(encoding="utf-8")
-        found = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
-        return sorted({key.strip() for keys in found for key in keys.split(",")})
+    def bibliography(self) -> str:
+        """The list of all references that this page cites."""
+        found = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", self.page.path.read_text(encoding="utf-8"))
+        return self.cite.bibliography({key.strip() for keys in found for key in keys.split(",")})
 
     def tex(self, math: str) -> str:
         """A formula without the book's own commands."""
