@@ -3,29 +3,22 @@
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import jupytext
 import nbformat
 import yaml
 
+if not __package__:  # called by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.colab.myst import Block, parse
+
 PARAMETERS = 'profile = "book"  # "smoke", "book" or "full"\ndevice = "auto"  # "auto", "cpu", "cuda" or "mps"'
 SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exercises", "Further reading")
 LONGEST_CELL = 18  # lines
 MOST_IMPORTS = 6  # of the package: one from each room that the chapter uses
-DIRECTIVE = re.compile(r"^\s*(?:`{3,}|:{3,})\{([\w:-]+)\}\s*(.*)$")
-OPTION = re.compile(r"^\s*:([\w-]+):\s*(.*)$")
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
-
-
-@dataclass
-class Directive:
-    """A MyST directive: its name, its argument, its options."""
-
-    name: str
-    argument: str
-    options: dict[str, str] = field(default_factory=dict)
 
 
 def source_problems(text: str) -> list[str]:
@@ -132,16 +125,13 @@ def exercise_problems(notebook: nbformat.NotebookNode) -> list[str]:
     return found
 
 
-def directives(text: str) -> list[Directive]:
+def directives(text: str) -> list[Block]:
     """The directives of a text in order, nested ones too."""
-    found, lines = [], text.splitlines()
-    for i, line in enumerate(lines):
-        if match := DIRECTIVE.match(line):
-            found.append(Directive(match[1], match[2].strip()))
-            for option in lines[i + 1 :]:
-                if not (parts := OPTION.match(option)):
-                    break
-                found[-1].options[parts[1]] = parts[2].strip()
+    found, blocks = [], parse(text, "the chapter")
+    while blocks:
+        block = blocks.pop(0)
+        found += [block] if block.kind == "directive" else []
+        blocks[:0] = block.children
     return found
 
 
