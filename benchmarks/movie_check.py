@@ -1,0 +1,80 @@
+"""How often the check of a movie warns: with the right camera (false alarms), and with each of the usual wrong ones.
+
+    python benchmarks/movie_check.py --movies 500
+
+Movies are drawn from the training scene (density, photons, background, σ), 16 frames of 64 × 64 pixels in whole ADU,
+with a gain log-uniform on 0.5–5 ADU/e⁻, an offset of 100 ADU and a read noise uniform on 0.8–5 e⁻. The last line says
+the share of right cameras that a warning is given for; target: at most 1 %.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+
+import torch
+
+from smlmtut._random import step_generator
+from smlmtut.imaging.camera import Camera, expose
+from smlmtut.imaging.distributions import LogUniform, Uniform, draw
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.imaging.scenes import BACKGROUND, DENSITY, PHOTONS, SIGMA, Scene, draw_positions
+from smlmtut.localize.check import MovieCheck, check_movie
+from smlmtut.networks.pretrained import load
+
+SHAPE, FRAMES, PIXEL_NM = (64, 64), 16, 108.0
+WRONG = {
+    "nothing given": lambda camera: Camera(),
+    "no read variance": lambda camera: replace(camera, read_variance=0.0),
+    "no offset": lambda camera: replace(camera, offset=0.0),
+    "gain halved": lambda camera: replace(camera, gain=camera.gain / 2),
+    "gain doubled": lambda camera: replace(camera, gain=camera.gain * 2),
+    "offset and gain exchanged": lambda camera: replace(camera, gain=camera.offset, offset=camera.gain),
+}
+
+
+def simulated(generator: torch.Generator) -> tuple[torch.Tensor, Camera]:
+    """A movie (T, H, W) of the training scene, and its camera."""
+    one = lambda distribution: draw(distribution, (1,), generator)  # noqa: E731
+    density, background, sigma = one(DENSITY), one(BACKGROUND), one(SIGMA)
+    gain, read_noise = float(one(LogUniform(0.5, 5.0))), float(one(Uniform(0.8, 5.0)))
+    camera = Camera(gain, 100.0, (gain * read_noise) ** 2, integer=True, saturation=65535)
+    per_pixel = (density * (PIXEL_NM / 1000) ** 2).expand(FRAMES)
+    u, v, present = draw_positions(Scene(), per_pixel, SHAPE, generator)
+    emitters = Emitters(u, v, draw(PHOTONS, tuple(u.shape), generator), present)
+    rate = expected_photons(emitters, PSF(float(sigma)), SHAPE, float(background))
+    return expose(rate, camera, generator).clamp(min=0), camera
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--movies", type=int, default=500)
+    parser.add_argument("--wrong", type=int, default=50, help="movies for each wrong camera")
+    given = parser.parse_args()
+    network = load()
+    right: list[MovieCheck] = []
+    warned = dict.fromkeys(WRONG, 0)
+    for k in range(given.movies):
+        movie, camera = simulated(step_generator(7, k))
+        known = replace(camera, integer=False, saturation=None)
+        right.append(check_movie(movie, known, network, PIXEL_NM))
+        if right[-1].problems:
+            print(f"movie {k}: {camera}: {right[-1]}", flush=True)
+        for name, change in WRONG.items() if k < given.wrong else ():
+            seen = check_movie(movie, change(known), network, PIXEL_NM)
+            warned[name] += bool(seen.problems)
+            if not seen.problems:
+                print(f"movie {k}, {name}, not warned: {camera}: {seen}", flush=True)
+    for name in ("background", "noise", "below", "density", "false_share"):
+        values = torch.tensor([getattr(check, name) for check in right])
+        values = values[~values.isnan()]
+        quantiles = torch.quantile(values, torch.tensor([0.0, 0.01, 0.5, 0.99, 1.0])).tolist()
+        print(f"{name}: " + ", ".join(f"{q:.4g}" for q in quantiles) + " (least, 1 %, middle, 99 %, most)")
+    for name, count in warned.items():
+        print(f"{name}: {count} of {min(given.wrong, given.movies)} warned")
+    alarms = sum(bool(check.problems) for check in right)
+    error = math.sqrt(max(alarms, 1)) / len(right)
+    print(f"right camera: {alarms / len(right):.3%} ± {error:.3%} of {len(right)} movies warned; target: at most 1 %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Does a movie look like what the network was trained on? Its background, noise and molecules, from a few frames.
+
+A network answers whatever it is shown: with a wrong camera it finds molecules in noise, and samples of a diffusion
+model agree with it. So every run looks at its own data first. The picture that the localizations make is fitted to a
+few windows (their brightnesses and one background each), and what is left in pixels without molecules is compared
+with the noise that the camera's numbers foresee. That noise, with no molecule in it, is then shown to the network:
+what it finds there is false, and bounds the share of its localizations that can be right.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._random import step_generator
+from .._validate import positive, whole
+from ..imaging.camera import Camera, expose, to_photoelectrons
+from ..imaging.kde import to_coordinates
+from ..imaging.psf import pixel_integral
+from ..imaging.scenes import BACKGROUND, DENSITY, SIGMA
+from ..networks.deepstorm import DeepSTORM, estimate_kde
+from .windows import Frames, movie_shape, read_frames
+
+WINDOWS, SIDE = 16, 64  # that are looked at, and their side in camera pixels
+STEPS = 30  # of the fit of brightnesses; more change the background by less than 1 %
+DIM = (1.1, 0.5)  # a pixel is dim where the fitted rate is below 1.1 times the background plus 0.5 e⁻
+ENOUGH = 400  # dim pixels below which nothing is said of the noise
+# What benchmarks/movie_check.py finds on 500 movies of the training scene with the right camera, and a little more
+NOISE = (0.90, 1.10)  # sd of dim pixels over the sd that the camera foresees
+BACKGROUND_LIMIT = 1.25 * BACKGROUND.high  # e⁻ per pixel
+BELOW_LIMIT = 0.002  # share of pixels 4 sd below the offset: 3e-5 for a Gaussian
+DENSITY_LIMIT = 1.25 * DENSITY.high  # localizations per µm²
+FALSE_LIMIT = 0.1  # localizations in noise alone, over those in the movie
+
+
+@dataclass(frozen=True)
+class MovieCheck:
+    """What a few windows of a movie show, and what is wrong with it.
+
+    background: e⁻ per pixel, the median over windows. noise: sd in pixels without molecules over the sd that the
+    camera foresees; NaN where there are too few such pixels. below: share of pixels more than 4 sd below the offset.
+    saturated: share at the largest value of the movie's integer type. density: localizations per µm² and frame.
+    false_share: localizations that the network finds in the movie's noise alone, over those in the movie.
+    problems: sentences that say what lies outside of what the network knows, and what to do; empty where nothing does.
+    """
+
+    background: float
+    noise: float
+    below: float
+    saturated: float
+    density: float
+    false_share: float
+    problems: tuple[str, ...]
+
+    @property
+    def probability_limit(self) -> float:
+        """The largest probability that a localization may be given: 1 where there is no problem."""
+        return max(0.0, 1 - self.false_share) if self.problems else 1.0
+
+
+def check_movie(
+    movie: Frames, camera: Camera, network: DeepSTORM, pixel_size_nm: float, threshold: float = 0.25, seed: int = 0
+) -> MovieCheck:
+    """Look at WINDOWS windows, spread over the movie's length and area.
+
+    movie, camera, network, threshold: as in `localize_movie`. seed: of the windows' places and of the noise.
+    Raises ValueError as `localize_movie` does.
+    """
+    length, height, width = movie_shape(movie, camera)
+    generator = step_generator(whole("seed", seed, 0), 0)
+    size = (min(SIDE, height), min(SIDE, width))
+    found, false, dim, below, saturated, backgrounds = 0, 0, [], [], [], []
+    for k in range(min(WINDOWS, length)):
+        frame = k * length // min(WINDOWS, length)
+        top, left = (
+            int(torch.randint(n - s + 1, (1,), generator=generator)) for n, s in zip((height, width), size, strict=True)
+        )
+        raw = read_frames(movie, camera, frame, frame + 1)[:, top : top + size[0], left : left + size[1]]
+        whole_numbers = bool((raw == raw.round()).all())
+        place = replace(camera.crop(top, left, size), integer=whole_numbers, saturation=None)
+        x = to_photoelectrons(raw, place).double()[0]
+        v = torch.as_tensor(place.read_variance_electrons, dtype=torch.float64).expand(x.shape)
+        peaks = to_coordinates(
+            estimate_kde(network, raw, place).cpu().double(), network.factor, network.sigma, threshold
+        )
+        rate, background = fitted_rate(x, v, peaks.u, peaks.v)
+        noise = dim_residuals(x, rate, background, v, place, generator)
+        nothing = noise_alone(noise[0], background, v, generator)
+        alone = estimate_kde(network, nothing[None].float(), Camera(read_variance=v)).cpu().double()
+        false += len(to_coordinates(alone, network.factor, network.sigma, threshold))
+        found += len(peaks)
+        dim.append(noise)
+        backgrounds.append(background)
+        below.append(float((x < -4 * (v + 1e-3).sqrt()).double().mean()))
+        saturated.append(_at_the_top(movie, raw))
+    data, foreseen = (torch.cat(parts) for parts in zip(*dim, strict=True))
+    ratio = lower_spread(data) / lower_spread(foreseen) if len(data) >= ENOUGH else float("nan")
+    area = min(WINDOWS, length) * size[0] * size[1] * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
+    numbers = {
+        "background": float(np.median(backgrounds)),
+        "noise": ratio,
+        "below": float(np.mean(below)),
+        "saturated": float(np.mean(saturated)),
+        "density": found / area,
+        "false_share": min(1.0, false / found) if found else 0.0,
+    }
+    return MovieCheck(**numbers, problems=tuple(problems(**numbers)))
+
+
+def fitted_rate(x: Tensor, v: Tensor, u: Tensor, w: Tensor, sigma: float | None = None) -> tuple[Tensor, float]:
+    """The expected image of emitters at (u, w) with the brightnesses that fit best, and its background.
+
+    x, v: (H, W) photo-electrons and read variance. u, w: (K,) columns and rows, px. sigma: None, the middle of the
+    training scene's. Expectation-maximization for Poisson counts x + v of rate ω + v: each step multiplies a brightness
+    by the light that it explains over the light that it has, so all stay positive. Returns (H, W) e⁻ and e⁻ per pixel.
+    """
+    width = (SIGMA.low + SIGMA.high) / 2 if sigma is None else sigma
+    along_u, along_v = pixel_integral(u, width, x.shape[1]), pixel_integral(w, width, x.shape[0])
+    images = (along_v[:, :, None] * along_u[:, None, :]).reshape(len(u), x.numel())
+    images = torch.cat([images, torch.ones(1, x.numel(), dtype=x.dtype)])  # (K + 1, P)
+    counts, floor = (x + v).clamp(min=0).flatten(), v.flatten()
+    light = torch.full((len(images),), 300.0, dtype=x.dtype)
+    light[-1] = x.median().clamp(min=0.5)
+    total = images.sum(1).clamp(min=1e-9)
+    for _ in range(STEPS):
+        light = light * (images @ (counts / (light @ images + floor).clamp(min=1e-6))) / total
+    return (light @ images).reshape(x.shape), float(light[-1])
+
+
+def dim_residuals(
+    x: Tensor, rate: Tensor, background: float, v: Tensor, camera: Camera, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(x − ω)/√(ω + v) in the pixels without molecules, of the data and of a simulated frame of that rate: (n,) each.
+
+    The simulated frame has the skewness of few photons and, if the camera says so, the steps of whole ADU.
+    """
+    dim = rate < DIM[0] * background + DIM[1]
+    scale = (rate + v).clamp(min=1e-3).sqrt()
+    simulated = to_photoelectrons(expose(rate / camera.quantum_efficiency, camera, generator), camera)
+    # whole ADU are spread over their step: else a median jumps from one to the next
+    step = camera.integer / torch.as_tensor(camera.gain, dtype=x.dtype).expand(x.shape)
+    dither = step * (torch.rand((2, *x.shape), generator=generator, dtype=x.dtype) - 0.5)
+    return ((x + dither[0] - rate) / scale)[dim], ((simulated + dither[1] - rate) / scale)[dim]
+
+
+def lower_spread(residuals: Tensor) -> float:
+    """Root mean square of what lies below the median, about the median: molecules that were missed lie above it."""
+    left = (residuals - residuals.median()).clamp(max=0)
+    return max(1e-9, float((left.square().sum() / (left < 0).sum().clamp(min=1)).sqrt()))
+
+
+def noise_alone(residuals: Tensor, background: float, v: Tensor, generator: torch.Generator) -> Tensor:
+    """A frame (H, W) of the background with noise as the data have it, and no molecule.
+
+    The noise is drawn from the residuals below their median, with either sign.
+    """
+    scale = (background + v).clamp(min=1e-3).sqrt()
+    if not len(residuals):
+        return torch.full_like(v, background)
+    middle = residuals.median()
+    left = (middle - residuals)[residuals <= middle]
+    drawn = left[torch.randint(len(left), v.shape, generator=generator)]
+    sign = 2.0 * torch.randint(2, v.shape, generator=generator) - 1
+    return background + scale * sign * drawn
+
+
+def problems(
+    background: float, noise: float, below: float, saturated: float, density: float, false_share: float
+) -> list[str]:
+    """What lies outside of the training scene, each with what to do."""
+    found = []
+    if noise > NOISE[1]:
+        found.append(
+            f"pixels without molecules scatter {noise:.2f} times as much as the camera foresees: "
+            "check the read variance (ADU²), then the gain and the offset"
+        )
+    if noise < NOISE[0]:
+        found.append(
+            f"pixels without molecules scatter {noise:.2f} times as much as the camera foresees: "
+            "check the offset and the gain (ADU per photo-electron), then the read variance"
+        )
+    if background > BACKGROUND_LIMIT:
+        found.append(
+            f"the background is {background:.3g} photo-electrons a pixel, and the network knows up to "
+            f"{BACKGROUND.high:g}: check the offset and the gain"
+        )
+    if below > BELOW_LIMIT:
+        found.append(f"{below:.1%} of the pixels lie far below the offset: check the offset and the read variance")
+    if saturated > 0:
+        found.append(
+            f"{saturated:.2%} of the pixels have the largest value of the movie's type: they are saturated, "
+            "and --saturation refuses such frames"
+        )
+    if density > DENSITY_LIMIT:
+        found.append(
+            f"{density:.3g} localizations a µm² and frame, and the network knows up to {DENSITY.high:g}: "
+            "check the camera, the pixel size and the activation"
+        )
+    if false_share > FALSE_LIMIT:
+        found.append(
+            f"the network finds {false_share:.0%} as many molecules in the noise of this movie alone: "
+            "raise the threshold, or check the camera"
+        )
+    return found
+
+
+def _at_the_top(movie: Frames, raw: Tensor) -> float:
+    """Share of pixels at the largest value of the movie's integer type."""
+    if isinstance(movie, Tensor):
+        return 0.0 if movie.is_floating_point() else float((raw == torch.iinfo(movie.dtype).max).double().mean())
+    kind = np.dtype(movie.dtype)
+    return float((raw == np.iinfo(kind).max).double().mean()) if kind.kind in "iu" else 0.0
