@@ -124,7 +124,8 @@ def test_localize_is_the_function(folder, tmp_path):
         camera, net = Camera(2.0, 100.0, 20.0), pretrained.load(folder / "weights.safetensors")
         for precision in ("no", "auto"):
             path = tmp_path / f"{precision}.csv"
-            rows = localize_to_file(path, movie, camera, net, 108.0, progress=False, precision=precision)
+            more = {"progress": False, "precision": precision, "inspect": print}
+            rows = localize_to_file(path, movie, camera, net, 108.0, **more)  # type: ignore[arg-type]
     assert f"wrote {rows} localizations of 40 frames to {tmp_path / 'locs.csv'}" in text and rows > 100
     assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "auto.csv").read_bytes()
     localize(folder, tmp_path / "locs.csv", "--precision", "no")
@@ -140,13 +141,24 @@ def test_localize_with_uncertainty_is_the_function(few, tmp_path):
         settings = SamplingSettings(4, 3, radius=0.7)
         rows = localize_to_file(
             path, movie, Camera(2.0, 100.0, 20.0), net, 108.0,
-            sampler=sample, settings=settings, sampler_name=name, progress=False,
+            sampler=sample, settings=settings, sampler_name=name, progress=False, inspect=print,
         )  # fmt: skip
     assert f"wrote {rows} localizations of 3 frames" in text and "locs.mean.tif and " in text and rows > 10
     for suffix in (".csv", ".mean.tif", ".sd.tif"):
         assert path.with_suffix(suffix).read_bytes() == (tmp_path / f"locs{suffix}").read_bytes()
     table = io.read_localizations(tmp_path / "locs.csv", 108.0)
     assert {"u_sd", "v_sd", "probability"} < set(table) and table["probability"].between(0, 1).all()
+
+
+def test_a_camera_that_does_not_fit_the_movie_is_warned_of(folder, tmp_path):
+    """The movie has b = 5 and 2 ADU an electron; a network that was never trained finds molecules everywhere."""
+    text = localize(folder, tmp_path / "locs.csv", "--offset", 0)
+    assert "warning: the background is" in text and "wrote" in text
+    assert (io.read_localizations(tmp_path / "locs.csv", 108.0)["outside_scene"] == 1).all()
+    text = localize(folder, tmp_path / "locs.csv", "--photon-units", numbers=False)
+    assert "warning: the background is" in text
+    text = localize(folder, tmp_path / "none.csv", numbers=False, code=2)
+    assert text.startswith("error: the camera must be known") and not (tmp_path / "none.csv").exists()
 
 
 def test_sample_writes_a_stack_for_each_frame(few, tmp_path):
@@ -184,7 +196,8 @@ def test_maps_are_cropped_to_the_movie(folder, tmp_path):
     gain, offset, variance = (torch.from_numpy(x[3:23, 7:31].copy()) for x in maps.values())
     with io.read_movie(folder / "movie.tif") as movie:
         net = pretrained.load(folder / "weights.safetensors")
-        localize_to_file(tmp_path / "same.csv", movie, Camera(gain, offset, variance), net, 108.0, progress=False)
+        camera, path = Camera(gain, offset, variance), tmp_path / "same.csv"
+        localize_to_file(path, movie, camera, net, 108.0, progress=False, inspect=print)
     assert (tmp_path / "locs.csv").read_bytes() == (tmp_path / "same.csv").read_bytes()
     # numbers and maps together
     text = localize(folder, tmp_path / "locs.csv", *options, "--gain", 2, numbers=False, code=2)
@@ -195,6 +208,7 @@ def test_maps_are_cropped_to_the_movie(folder, tmp_path):
 
 CAMERA_OPTIONS = [
     "camera", "gain", "offset", "read-variance", "gain-map", "offset-map", "read-variance-map", "saturation",
+    "photon-units",
 ]  # fmt: skip
 
 
@@ -245,7 +259,8 @@ def test_sample_and_train_take_a_camera_file(few, tmp_path):
         images.append(tifffile.imread(tmp_path / "samples.tif"))
     assert np.array_equal(*images)
     weights = []
-    for i, text in enumerate(("quantum_efficiency: 0.8\ncrop: [1, 2]", "quantum_efficiency: 0.8", "gain: 2")):
+    dim = "quantum_efficiency: 0.8\nphoton_units: true"
+    for i, text in enumerate((f"{dim}\ncrop: [1, 2]", dim, "gain: 2\nphoton_units: true")):
         path.write_text(text)
         run("train", "deepstorm", tmp_path / f"run{i}", "--steps", 1, "--batch", 2, "--channels", 4, "--device", "cpu",
             "--camera", path)  # fmt: skip
@@ -261,11 +276,14 @@ def test_sample_and_train_take_a_camera_file(few, tmp_path):
         ("gain: no.hdf5", [], "{}: gain must be a number or the path of an HDF5 map, got 'no.hdf5'"),
         ("gain: -2", [], "{}: gain must be finite and positive, got -2"),
         ("gain: 2", [], "--pixel-size-nm must be given, or pixel_size_nm in the file of --camera"),
-        ("pixel_size_nm: 108", ["--pixel-size-nm", 0], "pixel_size_nm must be finite and positive, got 0"),
-        ("pixel_size_nm: 108", ["--gain", -1], "gain must be finite and positive, got -1"),
-        ("pixel_size_nm: 108\ncrop: [1, 2]", [], "crop needs a map"),
+        ("pixel_size_nm: 108", [], "the camera must be known, got no gain, offset, read_variance: give --gain "),
+        ("pixel_size_nm: 108\ngain: 2\noffset: 100", [], "the camera must be known, got no read_variance: give"),
+        ("photon_units: 1", [], "{}: photon_units must be true or false, got 1"),
+        ("photon_units: true", ["--pixel-size-nm", 0], "pixel_size_nm must be finite and positive, got 0"),
+        ("photon_units: true\npixel_size_nm: 108", ["--gain", -1], "gain must be finite and positive, got -1"),
+        ("photon_units: true\npixel_size_nm: 108\ncrop: [1, 2]", [], "crop needs a map"),
         ("gain: 1", ["--gain", 1, "--gain-map", "x.hdf5"], "--gain and --gain-map must not both be given, got 1 and x"),
-        ("pixel_size_nm: 108", ["--gain-map", "no.hdf5"], "no such file: no.hdf5"),
+        ("photon_units: true\npixel_size_nm: 108", ["--gain-map", "no.hdf5"], "no such file: no.hdf5"),
     ],
 )
 def test_errors_of_a_camera_file(folder, tmp_path, text, options, message):

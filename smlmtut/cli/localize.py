@@ -1,11 +1,14 @@
 """`smlmtut localize` and `smlmtut sample`: what trained networks see in a movie."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import MovieOptions, NetworkOptions, device_from, grouped, plain_errors
+
+if TYPE_CHECKING:
+    from ..localize import MovieCheck
 
 Movie = Annotated[Path, typer.Argument(help="TIFF movie of grey frames of any size, ADU.")]
 
@@ -38,15 +41,20 @@ def localize(
 ) -> None:  # fmt: skip
     """Localize the molecules of a movie with a trained network.
 
-    The camera is given by three numbers, by three HDF5 maps with a value for each pixel, or by a file, --camera. What
-    is not given is gain 1, offset 0, read variance 0. Memory does not grow with the length of the movie. After an
-    interruption, give the same command again: it continues where it was. The table has the position, height and mass
-    of each peak. With --precision no it is the same on every machine, up to rounding; bf16 moves a position by a small
-    part of its standard deviation.
+    The camera is given by three numbers, by three HDF5 maps with a value for each pixel, or by a file, --camera; a
+    movie that is in photo-electrons already needs --photon-units. Memory does not grow with the length of the movie.
+    After an interruption, give the same command again: it continues where it was. The table has the position, height
+    and mass of each peak. With --precision no it is the same on every machine, up to rounding; bf16 moves a position by
+    a small part of its standard deviation.
+
+    Before the first frame, a few windows of the movie are compared with what the network was trained on: background,
+    noise, and what it finds in noise alone. A warning tells what lies outside, and the table gets a column
+    outside_scene of ones.
 
     With --uncertainty a diffusion model draws samples of what each frame may contain. Each localization gets the
     standard deviation of its position, in nm in a .csv and in pixels in an .hdf5, and the probability that it is real:
-    the share of the samples that have it within --radius. Two float32 images appear beside the table, four pixels to a
+    the share of the samples that have it within --radius, and no more than the comparison of the movie with the
+    training scene allows. Two float32 images appear beside the table, four pixels to a
     camera pixel: the sum of the frames' mean KDEs, locs.mean.tif for locs.csv, and the standard deviation of that sum,
     locs.sd.tif, in which the variances of the frames add. One core of a CPU needs up to a minute for a frame of
     64 × 64 pixels; the time is proportional to --samples.
@@ -55,7 +63,7 @@ def localize(
 
     Example: smlmtut localize movie.tif -o locs.hdf5 --camera camera.yaml --crop 128,256
 
-    Example: smlmtut localize movie.tif -o locs.csv --pixel-size-nm 108 --gain 2 --uncertainty --samples 64
+    Example: smlmtut localize movie.tif -o locs.csv --camera camera.yaml --uncertainty --samples 64
     """
     with plain_errors():
         from .. import io
@@ -74,7 +82,7 @@ def localize(
             network = pretrained.load(networks.weights, device_from(networks.device))
             rows = localize_to_file(
                 output, file, camera, network, described.pixel_size_nm, threshold, min_mass, resume=resume,
-                progress=not networks.quiet, precision=networks.precision.value,
+                progress=not networks.quiet, precision=networks.precision.value, inspect=_warn,
                 **(_sampling(networks, changed) if uncertainty else {}),
             )  # fmt: skip
             beside = f", images to {' and '.join(map(str, image_paths(output)))}" if uncertainty else ""
@@ -99,7 +107,7 @@ def sample(
     stack of frames × samples images for which ImageJ shows two sliders. A frame that is larger than --window is sampled
     in windows that are independent; where two of them meet, a sample may cut an emitter, or show it twice.
 
-    Example: smlmtut sample movie.tif -o samples.tif --first 10 --frames 2 --samples 16 --gain 2 --offset 100
+    Example: smlmtut sample movie.tif -o samples.tif --first 10 --frames 2 --samples 16 --camera camera.yaml
     """
     with plain_errors():
         from tqdm.auto import tqdm
@@ -108,7 +116,7 @@ def sample(
         from .._files import with_suffix
         from .._validate import whole
         from ..io.movies import TIFF_SUFFIXES
-        from ..localize import SamplingSettings, sample_frames, shipped_sampler
+        from ..localize import SamplingSettings, check_movie, sample_frames, shipped_sampler
         from ..networks import pretrained
 
         with_suffix("output", output, TIFF_SUFFIXES)  # an error before the work, not after it
@@ -116,14 +124,23 @@ def sample(
         stop = whole("first", first, 0) + whole("frames", frames)
         device, precision = device_from(networks.device), networks.precision.value
         with io.read_movie(movie) as file:
-            camera = sensor.description().camera(file.shape[1:])
+            described = sensor.description()
+            camera = described.camera(file.shape[1:])
             network = pretrained.load(networks.weights, device)
             sampler, _ = shipped_sampler(networks.posterior, device, precision)
             drawn = sample_frames(file, camera, network, sampler, settings, first, stop, precision)
+            # the pixel size decides about the density alone, which a few frames of a user's choice need not have
+            _warn(check_movie(file, camera, network, described.pixel_size_nm or 108.0))
             size = (network.factor * file.shape[1], network.factor * file.shape[2])
             stacks = tqdm(drawn, total=frames, unit="frame", desc=output.name, disable=networks.quiet)
             io.write_stacks(output, stacks, (frames, samples, *size))
             typer.echo(f"wrote {samples} samples of each of {frames} frames, {size[0]} × {size[1]} pixels, to {output}")
+
+
+def _warn(check: "MovieCheck") -> None:
+    """A line for each problem of a movie."""
+    for problem in check.problems:
+        typer.echo(f"warning: {problem}", err=True)
 
 
 def _sampling(networks: NetworkOptions, changed: dict[str, Any]) -> dict[str, Any]:

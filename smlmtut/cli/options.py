@@ -34,7 +34,8 @@ Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
 On = Annotated[Device, typer.Option(help="auto: the fastest that this machine has.")]
 CAMERA_HELP = (
     "YAML file with any of the keys gain, offset, read_variance (each a number or the path of an HDF5 map), "
-    "saturation, quantum_efficiency, pixel_size_nm, crop ([row, column]). Options given beside it override its keys."
+    "saturation, photon_units (true or false), quantum_efficiency, pixel_size_nm, crop ([row, column]). "
+    "Options given beside it override its keys."
 )
 
 
@@ -43,13 +44,16 @@ class SensorOptions:
     """Options that describe the camera; None: not given."""
 
     camera: Annotated[Path | None, typer.Option(help=CAMERA_HELP)] = None
-    gain: Annotated[float | None, typer.Option(help="ADU per photo-electron.", show_default="1")] = None
-    offset: Annotated[float | None, typer.Option(help="ADU.", show_default="0")] = None
-    read_variance: Annotated[float | None, typer.Option(help="ADU².", show_default="0")] = None
+    gain: Annotated[float | None, typer.Option(help="ADU per photo-electron.")] = None
+    offset: Annotated[float | None, typer.Option(help="ADU.")] = None
+    read_variance: Annotated[float | None, typer.Option(help="ADU².")] = None
     gain_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU per photo-electron.")] = None
     offset_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU.")] = None
     read_variance_map: Annotated[Path | None, typer.Option(help="HDF5 file: ADU².")] = None
     saturation: Annotated[float | None, typer.Option(help="Largest value that the camera reports, ADU.")] = None
+    photon_units: Annotated[
+        bool | None, typer.Option("--photon-units", help="The movie holds photo-electrons: gain 1, offset 0.")
+    ] = None
 
     def given(self) -> bool:
         """Whether any of these options was given."""
@@ -59,7 +63,7 @@ class SensorOptions:
         """The camera of the file, whose keys the options, and those of `more` that are not None, override."""
         from ..io import CameraDescription, read_camera
 
-        values = {**more, "saturation": self.saturation}
+        values = {**more, "saturation": self.saturation, "photon_units": self.photon_units}
         for name in ("gain", "offset", "read_variance"):
             number, path = getattr(self, name), getattr(self, f"{name}_map")
             if number is not None and path is not None:

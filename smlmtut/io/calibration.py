@@ -20,15 +20,18 @@ CHECKS = {"offset": finite, "read_variance": non_negative, "saturation": finite}
 class CameraDescription:
     """A camera as a user describes it, and how a movie was taken with it.
 
-    gain (ADU per photo-electron), offset (ADU), read_variance (ADU²): a number, or the path of an HDF5 map.
+    gain (ADU per photo-electron), offset (ADU), read_variance (ADU²): a number, or the path of an HDF5 map; None where
+        it was not said. A wrong camera makes a network find molecules in noise, so `camera` refuses to guess.
+    photon_units: whether the movie holds photo-electrons; then gain is 1, offset 0 and read_variance 0 unless given.
     saturation: the largest value that the camera reports, ADU.
     quantum_efficiency: photo-electrons per photon; only simulated frames depend on it.
     pixel_size_nm: side of a camera pixel. crop: row and column on the maps of the movie's first pixel.
     """
 
-    gain: float | Path = 1.0
-    offset: float | Path = 0.0
-    read_variance: float | Path = 0.0
+    gain: float | Path | None = None
+    offset: float | Path | None = None
+    read_variance: float | Path | None = None
+    photon_units: bool = False
     saturation: float | None = None
     quantum_efficiency: float = 1.0
     pixel_size_nm: float | None = None
@@ -38,10 +41,18 @@ class CameraDescription:
         """The camera, with its maps read.
 
         shape: (H, W) of the movie, to which the maps are cropped; None: the whole sensor.
-        Raises ValueError where a map cannot be read, holds values that a camera cannot have, or does not have the
-        movie's size and `crop` does not say which part of it the movie shows.
+        Raises ValueError where gain, offset or read variance is not known, where a map cannot be read, holds values
+        that a camera cannot have, or does not have the movie's size and `crop` does not say which part it shows.
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in MAPPED}
+        missing = [name for name, x in values.items() if x is None]
+        if missing and not self.photon_units:
+            raise ValueError(
+                f"the camera must be known, got no {', '.join(missing)}: give --gain (ADU per photo-electron), "
+                "--offset (ADU) and --read-variance (ADU²), or a file with --camera; --photon-units says that the "
+                "movie holds photo-electrons already"
+            )
+        values |= {name: float(name == "gain") for name in missing}
         values = {name: read_map(x) if isinstance(x, Path) else x for name, x in values.items()}
         camera = Camera(**values, quantum_efficiency=self.quantum_efficiency, saturation=self.saturation)
         if shape is None or (self.crop is None and camera.shape in (None, tuple(shape))):
@@ -126,6 +137,10 @@ def _described(key: str, value: Any, folder: Path) -> Any:
         if not isinstance(value, list) or len(value) != 2:
             raise ValueError(f"crop must be [row, column], for instance [128, 256], got {value!r}")
         return whole("crop's row", value[0], 0), whole("crop's column", value[1], 0)
+    if key == "photon_units":
+        if not isinstance(value, bool):
+            raise ValueError(f"photon_units must be true or false, got {value!r}")
+        return value
     if isinstance(value, str):
         value = _number(value)
     if isinstance(value, str) and key in MAPPED:

@@ -1,5 +1,6 @@
 """From a movie to a table of localizations; with a diffusion model, also how certain each of them is."""
 
+from .check import MovieCheck, check_movie
 from .files import image_paths, localize_to_file
 from .movie import localize_movie
 from .progress import ProgressMismatch
@@ -8,8 +9,10 @@ from .uncertainty import localize_with_uncertainty
 
 __all__ = [
     "KDESampler",
+    "MovieCheck",
     "ProgressMismatch",
     "SamplingSettings",
+    "check_movie",
     "diffusion_sampler",
     "image_paths",
     "localize_movie",

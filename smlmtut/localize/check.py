@@ -10,6 +10,7 @@ what it finds there is false, and bounds the share of its localizations that can
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from ..imaging.kde import to_coordinates
 from ..imaging.psf import pixel_integral
 from ..imaging.scenes import BACKGROUND, DENSITY, SIGMA
 from ..networks.deepstorm import DeepSTORM, estimate_kde
-from .windows import Frames, movie_shape, read_frames
+from .frames import Frames, movie_shape, read_frames
 
 WINDOWS, SIDE = 16, 64  # that are looked at, and their side in camera pixels
 STEPS = 30  # of the fit of brightnesses; more change the background by less than 1 %
@@ -32,6 +33,7 @@ BACKGROUND_LIMIT = 1.25 * BACKGROUND.high  # e⁻ per pixel
 BELOW_LIMIT = 0.002  # share of pixels 4 sd below the offset: 3e-5 for a Gaussian
 DENSITY_LIMIT = 1.25 * DENSITY.high  # localizations per µm²
 FALSE_LIMIT = 0.1  # localizations in noise alone, over those in the movie
+OUTSIDE = "outside_scene"  # column of a table whose movie the check has problems with
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ class MovieCheck:
     def probability_limit(self) -> float:
         """The largest probability that a localization may be given: 1 where there is no problem."""
         return max(0.0, 1 - self.false_share) if self.problems else 1.0
+
+    def mark(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with a column OUTSIDE of ones, and no probability above the limit."""
+        if "probability" in table:
+            table = table.assign(probability=table["probability"].clip(upper=self.probability_limit))
+        return table.assign(**{OUTSIDE: 1.0})
 
 
 def check_movie(

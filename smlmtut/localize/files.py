@@ -1,7 +1,7 @@
 """A movie in, files out: the table of its localizations, and with a sampler two images."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..networks.deepstorm import DeepSTORM
 from ..networks.precision import chosen_precision
 from . import movie as plain
 from . import uncertainty
+from .check import OUTSIDE, MovieCheck, check_movie
 from .frames import Frames, movie_shape
 from .progress import COLUMNS, ProgressFile
 from .samples import KDESampler, SamplingSettings
@@ -40,6 +41,7 @@ def localize_to_file(
     sampler: KDESampler | None = None,
     settings: SamplingSettings | None = None,
     sampler_name: str = "",
+    inspect: Callable[[MovieCheck], None] | None = None,
 ) -> int:
     """Localize a movie into a file, and return the number of localizations.
 
@@ -54,6 +56,9 @@ def localize_to_file(
         their photons are independent.
     settings: for the sampler; None, the defaults. sampler_name: a name or a hash that tells this sampler from others;
         a run continues only with the same one.
+    inspect: None, or what is shown the result of `check_movie` before the first frame, to print its problems or to
+        raise. Where there are any, the table gets a column outside_scene of ones, and no probability is above what the
+        check allows. With None the movie is not checked.
     Others: as in `localize_movie`. Memory does not grow with the length of the movie.
     Raises ProgressMismatch (a ValueError) where the interrupted run was a different one; ValueError for settings
         without a sampler, and what `localize_movie` or `localize_with_uncertainty` raises.
@@ -70,7 +75,8 @@ def localize_to_file(
         "threshold": float(threshold), "min_mass": float(min_mass), "window": window, "precision": precision,
     }  # fmt: skip
     run = identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
-    localize, images = partial(plain.localize_movie, movie, camera, network, **options), {}
+    localize = partial(plain.localize_movie, movie, camera, network, **options)
+    images: dict[str, Any] = {"columns": COLUMNS}
     if sampler is not None:
         settings = settings or SamplingSettings()
         run |= {f"sampling {name}": value for name, value in asdict(settings).items()}
@@ -79,8 +85,17 @@ def localize_to_file(
         dark = np.zeros((2, network.factor * shape[1], network.factor * shape[2]))
         images = {"columns": (*COLUMNS, *uncertainty.SAMPLED), "sums": dark, "beside": image_paths(path)}
     localize()  # bad arguments raise before any file is touched
+    check = None
+    if inspect is not None:
+        check = check_movie(movie, camera, network, pixel_size_nm, threshold)
+        inspect(check)
+        run |= {"problems": check.problems}
+        images["columns"] = (*images["columns"], OUTSIDE) if check.problems else images["columns"]
     progress_file = ProgressFile(path, run, resume, **images)
-    run_to_file(localize(start=progress_file.frames), progress_file, pixel_size_nm, shape, progress)
+    blocks = localize(start=progress_file.frames)
+    if check is not None and check.problems:
+        blocks = ((done, check.mark(table), *sums) for done, table, *sums in blocks)
+    run_to_file(blocks, progress_file, pixel_size_nm, shape, progress)
     return progress_file.rows
 
 
