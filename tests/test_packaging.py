@@ -75,10 +75,10 @@ def test_every_import_of_the_package_is_a_declared_requirement():
     names = {"scikit-image": "skimage", "pyyaml": "yaml", "ipywidgets": "ipywidgets"}
     declared = {names.get(requirement.name, requirement.name) for requirement in RUNTIME}
     comes_with = {"IPython": "ipywidgets", "PIL": "matplotlib", "cycler": "matplotlib", "requests": "pooch"}
-    for path in (ROOT / "smlmtut").glob("*.py"):
+    for path in (ROOT / "smlmtut").rglob("*.py"):
         for name in imports(path.read_text(encoding="utf-8")):
             known = name in sys.stdlib_module_names or name == "smlmtut"
-            assert known or comes_with.get(name, name) in declared, f"{path.name} imports {name}"
+            assert known or comes_with.get(name, name) in declared, f"{path} imports {name}"
 
 
 def test_every_requirement_has_a_pin_that_meets_it():

@@ -6,6 +6,7 @@ import shutil
 import nbformat
 import pytest
 
+from benchmarks import compare_claims
 from tools import run_chapters
 from tools.run_chapters import Report
 
@@ -65,10 +66,9 @@ def test_a_second_run_runs_nothing(project, ran, capsys):
     assert run_chapters.main([]) == 0
     assert ran == ["01_one", "02_two"]
     assert "0 of 2 chapters ran" in capsys.readouterr().out
-    assert [report["cached"] for report in json.loads((project / "_build" / "timings.json").read_text())] == [
-        True,
-        True,
-    ]
+    timings = json.loads((project / "_build" / "timings.json").read_text())
+    assert [report["cached"] for report in timings["chapters"]] == [True, True]
+    assert timings["profile"] == "book" and timings["machine"]["cores"] >= 1
 
 
 @pytest.mark.parametrize(
@@ -161,3 +161,62 @@ def test_a_figure_is_drawn_whatever_backend_the_shell_names(project, tmp_path, m
     source.write_text(HEADER + "\n" + head + "1 + 1\n```\n")
     report = run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out")
     assert "these figures have a caption but no picture: ['fig-one']" in report.error
+
+
+def test_two_files_of_one_name_are_told_apart(project):
+    """Two rooms may hold one name: exchanging their contents changes what a chapter depends on."""
+    for room, text in (("imaging", "x = 1"), ("posterior", "x = 2")):
+        (project / "smlmtut" / room).mkdir()
+        (project / "smlmtut" / room / "grid.py").write_text(text)
+    source = project / "notebooks" / "01_one.md"
+    before = run_chapters.fingerprint(source, "smoke", "cpu")
+    (project / "smlmtut" / "imaging" / "grid.py").write_text("x = 2")
+    (project / "smlmtut" / "posterior" / "grid.py").write_text("x = 1")
+    assert run_chapters.fingerprint(source, "smoke", "cpu") != before
+
+
+def test_a_last_run_is_remembered_before_the_table(project, ran):
+    table = run_chapters.DURATIONS[run_chapters.MACHINES[0]]
+    assert run_chapters.remembered("09_conditional_diffusion", "book") == table["09_conditional_diffusion"]
+    assert run_chapters.remembered("99_new", "book") == 60
+    run_chapters.main([])
+    assert run_chapters.remembered("01_one", "book") == 0  # the stand-in takes no time
+
+
+def makespan(seconds: list[float], jobs: int) -> float:
+    """When the last of the chapters ends that start in this order, each as soon as one of the workers is free."""
+    free = [0.0] * jobs
+    for each in seconds:
+        free[free.index(min(free))] += each
+    return max(free)
+
+
+def test_the_longest_first_ends_earlier():
+    seconds = list(run_chapters.DURATIONS[run_chapters.MACHINES[0]].values())
+    longest = sorted(seconds, reverse=True)
+    assert makespan(longest, 2) <= 1.05 * max(sum(seconds) / 2, longest[0])  # no order can be better than that
+    assert makespan(longest, 2) < 0.85 * makespan(seconds, 2)
+
+
+def test_the_table_of_durations_knows_every_chapter():
+    names = [path.stem for path in run_chapters.chapters()]
+    for kind in run_chapters.MACHINES:
+        assert list(run_chapters.DURATIONS[kind]) == names
+
+
+@pytest.mark.parametrize("source", run_chapters.chapters(), ids=lambda path: path.stem)
+def test_a_chapter_states_the_time_that_was_measured(source):
+    assert run_chapters.running_time(source.stem) in source.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({"1": {"a": "2.0"}}, []),
+        ({"1": {"a": "2.1"}}, ["1: a was 2.0, is 2.1"]),
+        ({"1": {}}, ["1: a was 2.0, is missing"]),
+        ({"1": {"a": "2.0", "b": "1"}}, ["1: b is new, 1"]),
+    ],
+)
+def test_claims_are_compared_by_their_printed_digits(now, told):
+    assert compare_claims.differences({"1": {"a": "2.0"}}, now) == told

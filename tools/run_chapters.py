@@ -1,12 +1,13 @@
 """Run the chapters once with papermill; the executed result feeds both the tests and the book.
 
-A chapter runs again only if its source, the package, the profile or the libraries changed.
+A chapter runs again only if its source, the package, the profile or the libraries changed. The longest comes first.
 Executed notebooks go to _build/executed/PROFILE/, timings and claims to _build/timings.json.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ SOURCES = ROOT / "notebooks"
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 INJECTED = "injected-parameters"
+DURATIONS = json.loads((ROOT / "tools" / "durations.json").read_text(encoding="utf-8"))
+MACHINES = ("two CPU cores with bf16 units", "two CPU cores with AVX2 only")
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Report:
     claims: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
     cached: bool = False
+    threads: int = 0  # that each of its operations could use; 0: all cores
 
 
 def chapters(names: list[str] | None = None) -> list[Path]:
@@ -64,7 +68,7 @@ def fingerprint(source: Path, profile: str, device: str) -> str:
         digest.update(f"{library} {version(library)}".encode())
     package = (path for path in (ROOT / "smlmtut").rglob("*.*") if path.suffix in HASHED)
     for path in [source, *sorted(package)]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -170,8 +174,40 @@ def seed_cache(source: Path, executed: nbformat.NotebookNode, cache: Path = CACH
     get_cache(cache).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def run_if_changed(source: Path, profile: str, device: str, force: bool, progress: bool) -> Report:
-    """Run a chapter unless its last run had the same fingerprint and no error."""
+def remembered(chapter: str, profile: str) -> float:
+    """Seconds that a chapter took in its last run here in this profile; else in the table of durations."""
+    stamp = BUILD / "executed" / profile / f"{chapter}.json"
+    if stamp.exists():
+        return json.loads(stamp.read_text(encoding="utf-8"))["report"]["seconds"]
+    return DURATIONS[MACHINES[0]].get(chapter) or 60.0
+
+
+def running_time(chapter: str) -> str:
+    """What a chapter says of its running time, from the table of durations."""
+    fast, slow = (DURATIONS[kind].get(chapter) for kind in MACHINES)
+    text = f"The cells run in about {_rounded(fast)} on {MACHINES[0]}"
+    return f"{text}, and in about {_rounded(slow)} on {MACHINES[1]}." if slow else f"{text}."
+
+
+def _rounded(seconds: float) -> str:
+    """Up to the next ten seconds, or to the next minute from a hundred seconds on."""
+    if seconds <= 100:
+        return f"{max(1, math.ceil(seconds / 10)) * 10} seconds"
+    return f"{math.ceil(seconds / 60)} minutes"
+
+
+def machine() -> dict[str, Any]:
+    """What decides how long a run takes: cores, and whether the CPU has AVX-512 and matrix units for bf16."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return {
+        "cores": os.cpu_count(),
+        "avx512": "avx512f" in flags,
+        "bf16": "amx_bf16" in flags or "avx512_bf16" in flags,
+    }
+
+
+def run_if_changed(source: Path, profile: str, device: str, force: bool, progress: bool, threads: int = 0) -> Report:
+    """Run a chapter unless its last run had the same fingerprint and no error. threads: 0, all cores."""
     out = BUILD / "executed" / profile
     stamp, key = out / f"{source.stem}.json", fingerprint(source, profile, device)
     if not force and stamp.exists() and (out / f"{source.stem}.ipynb").exists():
@@ -179,7 +215,10 @@ def run_if_changed(source: Path, profile: str, device: str, force: bool, progres
         if saved["fingerprint"] == key:
             return Report(**{**saved["report"], "cached": True})
     stamp.unlink(missing_ok=True)
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # the kernel inherits it
     report = run_chapter(source, profile, device, out, progress)
+    report.threads = threads
     if not report.error:
         stamp.write_text(json.dumps({"fingerprint": key, "report": asdict(report)}), encoding="utf-8")
     return report
@@ -210,14 +249,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="run unchanged chapters too")
     parser.add_argument("--seed-cache", action="store_true", help="put the outputs into Jupyter Book's cache")
     args = parser.parse_args(arguments)
-    if args.jobs > 1:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     sources, started = chapters(args.names), time.perf_counter()
     job = (args.profile, args.device, args.force, args.jobs == 1 and sys.stderr.isatty())
     reports: dict[str, Report] = {}
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            running = [pool.submit(run_if_changed, source, *job) for source in sources]
+            cores = os.cpu_count() or 1
+            longest = sorted(sources, key=lambda source: -remembered(source.stem, args.profile))
+            # the longest chapter ends last and alone, so it may use all cores; the others share them
+            running = [
+                pool.submit(run_if_changed, source, *job, cores if k == 0 else max(1, cores // args.jobs))
+                for k, source in enumerate(longest)
+            ]
             bar = tqdm(as_completed(running), "chapters", len(running), leave=False, disable=not sys.stderr.isatty())
             for future in bar:
                 reports[future.result().chapter] = future.result()
@@ -229,7 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
             tell(reports[source.stem])
     ordered = [reports[source.stem] for source in sources]
     BUILD.mkdir(exist_ok=True)
-    (BUILD / "timings.json").write_text(json.dumps([asdict(r) for r in ordered], indent=1), encoding="utf-8")
+    timings = {"machine": machine(), "profile": args.profile, "chapters": [asdict(r) for r in ordered]}
+    (BUILD / "timings.json").write_text(json.dumps(timings, indent=1), encoding="utf-8")
     failed = [report.chapter for report in ordered if report.error]
     if args.seed_cache and not failed:
         for source in sources:
