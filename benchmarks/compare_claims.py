@@ -39,7 +39,7 @@ def of_last_run() -> Claims:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="store the last run's claims")
     parser.add_argument("--commit", default="", help="with --write: of the last run")
     given = parser.parse_args()

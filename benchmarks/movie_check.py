@@ -46,7 +46,7 @@ def simulated(generator: torch.Generator) -> tuple[torch.Tensor, Camera]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--movies", type=int, default=500)
     parser.add_argument("--wrong", type=int, default=50, help="movies for each wrong camera")
     given = parser.parse_args()

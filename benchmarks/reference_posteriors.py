@@ -91,7 +91,7 @@ def belongs(kind: str, u: Tensor, v: Tensor, generator: torch.Generator) -> bool
 def camera_of(count: int, generator: torch.Generator) -> tuple[Camera, Tensor]:
     """A part of the real sensor for each frame, in whole ADU, and its (row, column) on the maps: (count, 2)."""
     maps = {name: torch.as_tensor(m, dtype=torch.float32) for name, m in data.calibration_maps().items()}
-    sensor = Camera(**maps, integer=True, saturation=65535)
+    sensor = Camera(maps["gain"], maps["offset"], maps["read_variance"], integer=True, saturation=65535)
     assert sensor.shape is not None
     free = [full - size + 1 for full, size in zip(sensor.shape, SHAPE, strict=True)]
     corner = torch.stack([torch.randint(n, (count,), generator=generator) for n in free], 1)
@@ -123,7 +123,8 @@ def prior() -> Prior:
 
 
 def run_chains(frames: dict[str, np.ndarray], kind: Kind, longer: int, generator: torch.Generator) -> Draws:
-    camera = Camera(*(torch.from_numpy(frames[name]) for name in ("gain", "offset", "read_variance")))
+    gain, offset, read_variance = (torch.from_numpy(frames[name]) for name in ("gain", "offset", "read_variance"))
+    camera = Camera(gain, offset, read_variance)
     electrons = to_photoelectrons(torch.from_numpy(frames["adu"].astype(np.float64)), camera)
     numbers = count_prior(kind.most, SHAPE, DENSITY, PIXEL_NM, MARGIN)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float64)
@@ -153,7 +154,7 @@ def moments(draws: Draws, i: int) -> tuple[Tensor, Tensor]:
 
 
 def traces(draws: Draws, i: int, mean: Tensor, sd: Tensor) -> Tensor:
-    """What must have converged, (5, C, S): the number inside, the mass, y at its brightest, least sure and halo pixel."""
+    """What must have converged, (5, C, S): number inside, mass, y at its brightest, least sure and halo pixel."""
     along_u = kernel(to_super_resolved(draws.u[i], 4), 1.0, 4 * SHAPE[1])  # (C, S, E, 64)
     along_v = kernel(to_super_resolved(draws.v[i], 4), 1.0, 4 * SHAPE[0])
     there = (draws.photons[i] > 0).double()
@@ -239,7 +240,7 @@ def thinned(draws: Draws, i: int) -> np.ndarray:
 
 
 def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
-    """(part, class, number of the file, seed), the classes taking turns so that a run that ends early has some of all."""
+    """(part, class, number of the file, seed): classes take turns, so that a run that ends early has some of all."""
     seeds = SEEDS if seed is None else {"held": seed}
     out = []
     for part, own in seeds.items():
@@ -270,7 +271,7 @@ def make(folder: Path, seed: int | None, threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=["make", "report"])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--seed", type=int, help="of a held part; none: dev and test")

@@ -307,7 +307,7 @@ def test_a_map_is_found_whatever_it_is_called(tmp_path):
 
 def described(folder, text: str, maps=("gain",), shape=(6, 5)):
     """camera.yaml with this text in a folder of its own, and maps beside it."""
-    (folder / "setup").mkdir()
+    (folder / "setup").mkdir(parents=True)
     for i, name in enumerate(maps):
         with h5py.File(folder / "setup" / f"{name}.hdf5", "w") as file:
             file["map"] = 1 + i + np.arange(math.prod(shape)).reshape(shape) / 10
@@ -338,7 +338,7 @@ def test_a_camera_of_maps_and_numbers(tmp_path, monkeypatch):
     assert replace(found, crop=None).camera((6, 5)).shape == (6, 5)
 
 
-KEYS = "gain, offset, read_variance, saturation, quantum_efficiency, pixel_size_nm, crop"
+KEYS = "gain, offset, read_variance, saturation, quantum_efficiency, pixel_size_nm, crop, photon_units"
 
 
 @pytest.mark.parametrize(
@@ -384,11 +384,20 @@ def test_a_bad_description_of_a_camera(tmp_path, text, message):
     ],
 )
 def test_a_camera_that_does_not_fit(tmp_path, text, message):
-    path = described(tmp_path, text)
+    path = described(tmp_path, f"photon_units: true\n{text}")
     with h5py.File(path.with_name("small.hdf5"), "w") as file:
         file["map"] = np.ones((3, 4))
     with pytest.raises(ValueError, match=message):
         io.read_camera(path).camera((3, 4))
+
+
+def test_a_camera_that_is_not_known_is_not_guessed(tmp_path):
+    """A guess, gain 1 and no offset, made thousands of molecules out of noise."""
+    for text, missing in (("gain: 2", "no offset, read_variance"), ("pixel_size_nm: 9", "no gain, offset, read_var")):
+        with pytest.raises(ValueError, match=f"the camera must be known, got {missing}"):
+            io.read_camera(described(tmp_path / missing[:6], text)).camera((3, 4))
+    ideal = io.read_camera(described(tmp_path / "c", "photon_units: true\nread_variance: 4")).camera((3, 4))
+    assert ideal == Camera(1.0, 0.0, 4.0)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ class CameraDescription:
     gain: float | Path | None = None
     offset: float | Path | None = None
     read_variance: float | Path | None = None
-    photon_units: bool = False
     saturation: float | None = None
     quantum_efficiency: float = 1.0
     pixel_size_nm: float | None = None
     crop: tuple[int, int] | None = None
+    photon_units: bool = False
 
     def camera(self, shape: tuple[int, int] | None = None) -> Camera:
         """The camera, with its maps read.
