@@ -78,7 +78,7 @@ def test_every_import_of_the_package_is_a_declared_requirement():
     for path in (ROOT / "smlmtut").rglob("*.py"):
         for name in imports(path.read_text(encoding="utf-8")):
             known = name in sys.stdlib_module_names or name == "smlmtut"
-            assert known or comes_with.get(name, name) in declared, f"{path} imports {name}"
+            assert known or comes_with.get(name, name) in declared, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_every_requirement_has_a_pin_that_meets_it():

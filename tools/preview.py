@@ -42,7 +42,8 @@ def main() -> int:
     parser.add_argument("--profile", default="book", choices=["smoke", "book", "full"])
     args = parser.parse_args()
     (source,) = run_chapters.chapters([args.chapter])
-    report = run_chapters.run_if_changed(source, args.profile, "auto", False, sys.stderr.isatty())
+    report = run_chapters.unchanged(source, args.profile, "auto")
+    report = report or run_chapters.run_and_keep(source, args.profile, "auto", sys.stderr.isatty())
     run_chapters.tell(report)
     if report.error:
         return 1

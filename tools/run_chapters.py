@@ -1,6 +1,7 @@
 """Run the chapters once with papermill; the executed result feeds both the tests and the book.
 
-A chapter runs again only if its source, the package, the profile or the libraries changed. The longest comes first.
+A chapter runs again only if its source, the package, the profile or the libraries changed. With several jobs the
+longest chapters run first, and the jobs share the cores. A chapter that runs alone has all cores.
 Executed notebooks go to _build/executed/PROFILE/, timings and claims to _build/timings.json.
 """
 
@@ -28,9 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "notebooks"
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
+DURATIONS = Path(__file__).with_name("durations.json")
 INJECTED = "injected-parameters"
-DURATIONS = json.loads((ROOT / "tools" / "durations.json").read_text(encoding="utf-8"))
-MACHINES = ("two CPU cores with bf16 units", "two CPU cores with AVX2 only")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Report:
     claims: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
     cached: bool = False
-    threads: int = 0  # that each of its operations could use; 0: all cores
+    threads: int = 0  # that the kernel computed with
 
 
 def chapters(names: list[str] | None = None) -> list[Path]:
@@ -68,8 +68,39 @@ def fingerprint(source: Path, profile: str, device: str) -> str:
         digest.update(f"{library} {version(library)}".encode())
     package = (path for path in (ROOT / "smlmtut").rglob("*.*") if path.suffix in HASHED)
     for path in [source, *sorted(package)]:
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+CPU_FLAGS = {"avx512": "avx512f", "bf16": "avx512_bf16"}  # name in a report: flag of the CPU
+
+
+def machine() -> dict[str, Any]:
+    """What decides how long a chapter takes: cores, AVX-512, bf16 units. The last two are None where /proc is not."""
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text(encoding="utf-8").split()) if info.exists() else None
+    flags = {name: None if words is None else flag in words for name, flag in CPU_FLAGS.items()}
+    return {"cores": os.cpu_count() or 1, **flags}
+
+
+def threads() -> int:
+    """The threads that a kernel started now computes with."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(first) if first.isdigit() else os.cpu_count() or 1
+
+
+def known_seconds(profile: str) -> dict[str, float]:
+    """How long each chapter takes: in its last run of this profile, else as tools/durations.json says."""
+    committed = json.loads(DURATIONS.read_text(encoding="utf-8"))["chapters"]
+    seconds = {name: measured["AVX-512"] for name, measured in committed.items() if measured["AVX-512"]}
+    for stamp in (BUILD / "executed" / profile).glob("*.json"):
+        seconds[stamp.stem] = json.loads(stamp.read_text(encoding="utf-8"))["report"]["seconds"]
+    return seconds
+
+
+def longest_first(sources: list[Path], seconds: dict[str, float]) -> list[Path]:
+    """The chapters, longest first, so that none runs alone at the end; before them those of unknown length."""
+    return sorted(sources, key=lambda source: -seconds.get(source.stem, math.inf))
 
 
 def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bool = False) -> Report:
@@ -80,7 +111,7 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
     os.environ.pop("MPLBACKEND", None)  # the kernel must draw inline, whatever this process was told
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not spin: ten times on a busy machine
     out.mkdir(parents=True, exist_ok=True)
-    report, started = Report(source.stem, profile), time.perf_counter()
+    report, started = Report(source.stem, profile, threads=threads()), time.perf_counter()
     bar: Any = {"desc": f"{source.stem:<24}", "leave": False} if progress else False
     with TemporaryDirectory(dir=out) as folder:
         raw, done = Path(folder) / "in.ipynb", Path(folder) / "out.ipynb"
@@ -174,51 +205,23 @@ def seed_cache(source: Path, executed: nbformat.NotebookNode, cache: Path = CACH
     get_cache(cache).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def remembered(chapter: str, profile: str) -> float:
-    """Seconds that a chapter took in its last run here in this profile; else in the table of durations."""
-    stamp = BUILD / "executed" / profile / f"{chapter}.json"
-    if stamp.exists():
-        return json.loads(stamp.read_text(encoding="utf-8"))["report"]["seconds"]
-    return DURATIONS[MACHINES[0]].get(chapter) or 60.0
+def unchanged(source: Path, profile: str, device: str) -> Report | None:
+    """The report of the last run, if that had the same fingerprint and no error."""
+    out = BUILD / "executed" / profile
+    stamp = out / f"{source.stem}.json"
+    if stamp.exists() and (out / f"{source.stem}.ipynb").exists():
+        saved = json.loads(stamp.read_text(encoding="utf-8"))
+        if saved["fingerprint"] == fingerprint(source, profile, device):
+            return Report(**{**saved["report"], "cached": True})
+    return None
 
 
-def running_time(chapter: str) -> str:
-    """What a chapter says of its running time, from the table of durations."""
-    fast, slow = (DURATIONS[kind].get(chapter) for kind in MACHINES)
-    text = f"The cells run in about {_rounded(fast)} on {MACHINES[0]}"
-    return f"{text}, and in about {_rounded(slow)} on {MACHINES[1]}." if slow else f"{text}."
-
-
-def _rounded(seconds: float) -> str:
-    """Up to the next ten seconds, or to the next minute from a hundred seconds on."""
-    if seconds <= 100:
-        return f"{max(1, math.ceil(seconds / 10)) * 10} seconds"
-    return f"{math.ceil(seconds / 60)} minutes"
-
-
-def machine() -> dict[str, Any]:
-    """What decides how long a run takes: cores, and whether the CPU has AVX-512 and matrix units for bf16."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return {
-        "cores": os.cpu_count(),
-        "avx512": "avx512f" in flags,
-        "bf16": "amx_bf16" in flags or "avx512_bf16" in flags,
-    }
-
-
-def run_if_changed(source: Path, profile: str, device: str, force: bool, progress: bool, threads: int = 0) -> Report:
-    """Run a chapter unless its last run had the same fingerprint and no error. threads: 0, all cores."""
+def run_and_keep(source: Path, profile: str, device: str, progress: bool) -> Report:
+    """Run a chapter, and keep its report if it had no error."""
     out = BUILD / "executed" / profile
     stamp, key = out / f"{source.stem}.json", fingerprint(source, profile, device)
-    if not force and stamp.exists() and (out / f"{source.stem}.ipynb").exists():
-        saved = json.loads(stamp.read_text(encoding="utf-8"))
-        if saved["fingerprint"] == key:
-            return Report(**{**saved["report"], "cached": True})
     stamp.unlink(missing_ok=True)
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # the kernel inherits it
     report = run_chapter(source, profile, device, out, progress)
-    report.threads = threads
     if not report.error:
         stamp.write_text(json.dumps({"fingerprint": key, "report": asdict(report)}), encoding="utf-8")
     return report
@@ -250,25 +253,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed-cache", action="store_true", help="put the outputs into Jupyter Book's cache")
     args = parser.parse_args(arguments)
     sources, started = chapters(args.names), time.perf_counter()
-    job = (args.profile, args.device, args.force, args.jobs == 1 and sys.stderr.isatty())
     reports: dict[str, Report] = {}
-    if args.jobs > 1:
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            cores = os.cpu_count() or 1
-            longest = sorted(sources, key=lambda source: -remembered(source.stem, args.profile))
-            # the longest chapter ends last and alone, so it may use all cores; the others share them
-            running = [
-                pool.submit(run_if_changed, source, *job, cores if k == 0 else max(1, cores // args.jobs))
-                for k, source in enumerate(longest)
-            ]
+    for source in sources:
+        if not args.force and (report := unchanged(source, args.profile, args.device)):
+            reports[source.stem] = report
+            tell(report)
+    waiting = [source for source in sources if source.stem not in reports]
+    jobs = min(args.jobs, len(waiting))
+    job = (args.profile, args.device, jobs == 1 and sys.stderr.isatty())
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        waiting = longest_first(waiting, known_seconds(args.profile))
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            running = [pool.submit(run_and_keep, source, *job) for source in waiting]
             bar = tqdm(as_completed(running), "chapters", len(running), leave=False, disable=not sys.stderr.isatty())
             for future in bar:
                 reports[future.result().chapter] = future.result()
                 with bar.external_write_mode():
                     tell(future.result())
     else:
-        for source in sources:
-            reports[source.stem] = run_if_changed(source, *job)
+        for source in waiting:
+            reports[source.stem] = run_and_keep(source, *job)
             tell(reports[source.stem])
     ordered = [reports[source.stem] for source in sources]
     BUILD.mkdir(exist_ok=True)
