@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 
-from tools import build_book, chapter_head, run_chapters
+from tools import build_book, chapter_head, durations, run_chapters
 from tools.contract import PARAMETERS, directives
 
 ROOT = run_chapters.ROOT
@@ -87,6 +87,27 @@ def test_the_page_for_teachers_counts_the_exercises(source):
     row = re.search(rf"^\|.*/{source.stem}` \|.*\|.*\| (\d+) \|", text, re.M)
     names = [directive.name for directive in directives(source.read_text(encoding="utf-8"))]
     assert row and int(row[1]) == names.count("exercise") + names.count("exercise-start")
+
+
+@pytest.mark.parametrize("source", run_chapters.chapters(), ids=lambda path: path.stem)
+def test_a_chapter_states_the_running_time_that_was_measured(source):
+    start = source.read_text(encoding="utf-8").partition("## Before you start")[2].partition("```{code-cell}")[0]
+    text, sentence = " ".join(start.split()), durations.sentence(durations.MEASURED[source.stem])
+    assert text.count(sentence) == 1
+    assert not re.findall(r"\b(?:seconds?|minutes?)\b", text.replace(sentence, ""))  # and no other
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "expected"),
+    [
+        (18, None, "about 20 seconds on one CPU core with AVX-512."),
+        (2, None, "about 5 seconds on one CPU core with AVX-512."),
+        (64, 128, "about 65 seconds on one CPU core with AVX-512, in about 2 minutes without."),
+        (363, 793, "about 6 minutes on one CPU core with AVX-512, in about 13 minutes without."),
+    ],
+)
+def test_running_times_in_words(fast, slow, expected):
+    assert durations.sentence({"AVX-512": fast, "AVX2 only": slow}) == f"The cells run in {expected}"
 
 
 def test_one_address_of_the_repository():
