@@ -1,12 +1,14 @@
 """Files that are replaced whole or not at all, and HDF5 files whose errors say what is wrong."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
+from filelock import FileLock, Timeout
 
 
 class HashMismatch(ValueError):
@@ -15,6 +17,28 @@ class HashMismatch(ValueError):
 
 class TruncatedFile(ValueError):
     """A file that ends before its own description says it does."""
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold PATH.lock, so that one process alone writes what belongs to path; ValueError where another one does.
+
+    The system releases the lock of a process that dies. PATH.running says who holds it.
+    """
+    lock, holder = path.with_name(f"{path.name}.lock"), path.with_name(f"{path.name}.running")
+    guard = FileLock(lock, timeout=0)
+    try:
+        guard.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise ValueError(f"{path} is being written by {who}: wait until it is done, or choose another output") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+        guard.release()
 
 
 @contextmanager

@@ -18,13 +18,14 @@ from scipy.spatial import KDTree
 from tifffile import imread
 from torch import Tensor, nn
 
+from smlmtut._files import held
 from smlmtut.estimation import fisher
 from smlmtut.evaluation import localization
 from smlmtut.imaging import kde, simulate
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters
 from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
-from smlmtut.localize import ProgressMismatch, localize_to_file, progress, windows
+from smlmtut.localize import ProgressMismatch, files, localize_to_file, progress, windows
 from smlmtut.localize import frames as reading
 from smlmtut.localize import movie as localize
 from smlmtut.localize.files import image_paths, run_to_file
@@ -383,15 +384,16 @@ def test_killed_at_every_change_of_a_file(tmp_path, suffix, step):
 
 @pytest.fixture
 def broken_off(tmp_path, monkeypatch):
-    """A run that ended after the first of three blocks."""
+    """A run that ended after the first of three blocks, of a movie whose middle is not hashed."""
     monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr(files, "FRAMES_HASHED", 2)
     frames = movie().astype(np.float32)
     frames[3, 4, 5] = math.nan
     path = tmp_path / "locs.csv"
     with pytest.raises(ValueError, match="in frame 3"):
         localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
     assert not path.exists() and json.loads((tmp_path / "locs.csv.progress.json").read_text())["frames"] == 2
-    frames[3, 4, 5] = 100.0  # the middle of a movie is not part of its identity: too much to read
+    frames[3, 4, 5] = 100.0
     return path, frames
 
 
@@ -421,6 +423,7 @@ def test_a_run_goes_on_where_it_was_or_starts_anew(broken_off, monkeypatch):
 def test_a_run_in_bf16_goes_on_in_bf16(tmp_path, monkeypatch, fast):
     """Also where "auto" finds something else now: the record says what it was."""
     monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr(files, "FRAMES_HASHED", 2)
     frames = movie().astype(np.float32)
     good = {"camera": CAMERA, "network": network(), "pixel_size_nm": 108.0, "progress": False}
     localize_to_file(tmp_path / "whole.csv", frames, precision="bf16", **good)
@@ -450,7 +453,7 @@ def test_another_run_does_not_go_on(broken_off):
         "threshold": 0.3, "min_mass": 0.1, "window": 100, "precision": "bf16",
     }  # fmt: skip
     for name, value in changes.items():
-        with pytest.raises(ProgressMismatch, match=f"progress.json is of another run.*start anew: {name} was"):
+        with pytest.raises(ProgressMismatch, match=f"progress.json is of another run.*resume=False: {name} was"):
             localize_to_file(path, **{**good, name: value})
     localize_to_file(path, **{**good, "pixel_size_nm": 100.0})  # used only at the end
 
@@ -462,17 +465,72 @@ def test_another_run_does_not_go_on(broken_off):
         (".progress.json", b'{"frames": 2}', "is damaged"),
         (".partial", b"short", "must hold the"),
         (".partial", None, "is damaged"),
+        (".progress.json", "more frames", "is damaged, it counts 9 frames of a movie of 5"),
     ],
 )
 def test_a_damaged_record(broken_off, suffix, content, message):
     path, frames = broken_off
     damaged = path.with_name(path.name + suffix)
+    text = damaged.read_text() if suffix == ".progress.json" else ""
     damaged.unlink()
-    if content is not None:
+    if content == "more frames":  # nothing would be left to do, and the rows would pass for all of them
+        damaged.write_text(text.replace('"frames": 2', '"frames": 9'))
+    elif content is not None:
         damaged.write_bytes(content)
     with pytest.raises(ProgressMismatch, match=message):
         localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
     assert localize_to_file(path, frames, CAMERA, network(), 108.0, resume=False, progress=False) > 0
+
+
+def test_a_movie_that_was_exchanged_is_another_movie(tmp_path, monkeypatch):
+    """Equal in size, first and last frame; one in between differs."""
+    monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
+    frames, path = movie().astype(np.float32), tmp_path / "locs.csv"
+    frames[3, 4, 5] = math.nan
+    with pytest.raises(ValueError, match="in frame 3"):
+        localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
+    frames[3, 4, 5] = 100.0
+    with pytest.raises(ProgressMismatch, match="movie was"):
+        localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
+
+
+def test_one_process_writes_a_table(tmp_path):
+    """Two runs into one file ended with 60 of 10,031 rows, and both said that all was well."""
+    path = tmp_path / "locs.csv"
+    with held(path), pytest.raises(ValueError, match=f"{path} is being written by process {os.getpid()} on .*: wait"):
+        localize_to_file(path, movie(), CAMERA, network(), 108.0, progress=False)
+    assert localize_to_file(path, movie(), CAMERA, network(), 108.0, progress=False) > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["locs.csv"]
+
+
+def test_another_process_is_named_and_a_dead_one_does_not_block(tmp_path):
+    path = tmp_path / "locs.csv"
+    code = f"""
+        import time
+        from pathlib import Path
+        from smlmtut._files import held
+        with held(Path({str(path)!r})):
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"is being written by process {other.pid} on "):
+            localize_to_file(path, movie(), CAMERA, network(), 108.0, progress=False)
+        other.kill()
+    assert localize_to_file(path, movie(), CAMERA, network(), 108.0, progress=False) > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["locs.csv"]
+
+
+def test_rows_that_are_missing_are_found_before_the_table_is_written(tmp_path):
+    """Whatever shortened the file: no table is better than half of one."""
+    path = tmp_path / "locs.csv"
+    progress_file = progress.ProgressFile(path, {}, False)
+    progress_file.add(1, pd.DataFrame({name: [0.0, 1.0, 2.0] for name in progress.COLUMNS}))
+    os.truncate(progress_file.partial, 40)
+    with pytest.raises(ProgressMismatch, match="must hold 3 rows and ends before"):
+        progress_file.finish(100.0, (4, 4), 1)
+    assert not path.exists()
 
 
 def blocks_of(start: int = 0, stop: int = 6, broken: int | None = None):

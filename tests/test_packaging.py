@@ -41,6 +41,7 @@ COLAB = {
     "accelerate": "1.6.0",
     "safetensors": "0.5.3",
     "typer": "0.15.3",
+    "filelock": "3.18.0",
     "scoringrules": "0.9.0",  # not there: pip installs it, and numpy and scipy suffice for it
 }
 

@@ -24,6 +24,7 @@ from smlmtut.io import read_localizations
 from smlmtut.localize import (
     ProgressMismatch,
     SamplingSettings,
+    files,
     image_paths,
     localize_movie,
     localize_to_file,
@@ -285,6 +286,7 @@ def test_one_seed_one_file(tmp_path):
 def broken_off(tmp_path, monkeypatch):
     """A run that ended after the first of three blocks, and the files of one that did not."""
     monkeypatch.setattr(uncertainty, "FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr(files, "FRAMES_HASHED", 2)
     frames = dots(5, (20, 24), [(5, 6), (12, 17)])
     to_file(tmp_path / "whole.csv", frames)
     frames[3, 4, 5] = math.nan

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
+from .._files import held
 from .._validate import positive
 from ..imaging.camera import Camera
 from ..io.movies import write_image
@@ -24,6 +25,10 @@ from .check import OUTSIDE, MovieCheck, check_movie
 from .frames import Frames, movie_shape
 from .progress import COLUMNS, ProgressFile
 from .samples import KDESampler, SamplingSettings
+
+FRAMES_HASHED = (
+    16  # spread over the movie, the first and the last among them: reading all would take as long as the run
+)
 
 
 def localize_to_file(
@@ -61,7 +66,8 @@ def localize_to_file(
         check allows. With None the movie is not checked.
     Others: as in `localize_movie`. Memory does not grow with the length of the movie.
     Raises ProgressMismatch (a ValueError) where the interrupted run was a different one; ValueError for settings
-        without a sampler, and what `localize_movie` or `localize_with_uncertainty` raises.
+        without a sampler, or where another process writes the same file; and what `localize_movie` or
+        `localize_with_uncertainty` raises.
     """
     path = Path(path)
     table_suffix(path)
@@ -91,11 +97,12 @@ def localize_to_file(
         inspect(check)
         run |= {"problems": check.problems}
         images["columns"] = (*images["columns"], OUTSIDE) if check.problems else images["columns"]
-    progress_file = ProgressFile(path, run, resume, **images)
-    blocks = localize(start=progress_file.frames)
-    if check is not None and check.problems:
-        blocks = ((done, check.mark(table), *sums) for done, table, *sums in blocks)
-    run_to_file(blocks, progress_file, pixel_size_nm, shape, progress)
+    with held(path):
+        progress_file = ProgressFile(path, run, resume, frames_at_most=shape[0], **images)
+        blocks = localize(start=progress_file.frames)
+        if check is not None and check.problems:
+            blocks = ((done, check.mark(table), *sums) for done, table, *sums in blocks)
+        run_to_file(blocks, progress_file, pixel_size_nm, shape, progress)
     return progress_file.rows
 
 
@@ -130,13 +137,14 @@ def image_paths(path: str | Path) -> tuple[Path, Path]:
 
 
 def identity(movie: Frames, camera: Camera, network: DeepSTORM) -> dict[str, Any]:
-    """What must not change in a run that continues. Of the movie: its size, its type, its first and last frame."""
-    ends = [_bytes(movie[i : i + 1]) for i in (0, len(movie) - 1)]
+    """What must not change in a run that continues. Of the movie: its size, its type, and FRAMES_HASHED frames."""
+    some = np.linspace(0, len(movie) - 1, min(FRAMES_HASHED, len(movie))).round().astype(int)
+    hashed = [_bytes(movie[i : i + 1]) for i in some.tolist()]
     weights = {name: x for name, x in network.state_dict().items()}
     values = {f.name: getattr(camera, f.name) for f in fields(camera)}
     return {
         "version": __version__,
-        "movie": f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*ends)}",
+        "movie": f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*hashed)}",
         "camera": _digest(*(part for name, x in values.items() for part in (name.encode(), _bytes(x)))),
         "network": _digest(*(part for name, x in weights.items() for part in (name.encode(), _bytes(x)))),
         "architecture": network.architecture,

@@ -17,6 +17,7 @@ from .._validate import whole
 from ..io.tables import CSV, write_localizations
 
 COLUMNS = ("frame", "u", "v", "height", "mass")
+AGAIN = "start again with --restart, or resume=False"
 ROWS_AT_ONCE = 1 << 15  # rows of the table that are in memory while it is written
 
 
@@ -31,6 +32,7 @@ class ProgressFile:
     resume: whether to continue an interrupted run; False deletes what it left. columns: of the table.
     sums: None, or images, (n, h, w), to which every block adds. They are stored in a file whose name has the number
         of frames, so that the record tells which file is valid.
+    frames_at_most: length of the movie, which a record must not exceed.
     beside: other files that appear at the end; temporary files that a killed run left of them are deleted.
     frames, rows: how many are done; 0, or where the interrupted run was.
     Raises ProgressMismatch where an interrupted run was a different one, or its record is damaged.
@@ -44,6 +46,7 @@ class ProgressFile:
         columns: Sequence[str] = COLUMNS,
         sums: NDArray[np.float64] | None = None,
         beside: Sequence[Path] = (),
+        frames_at_most: int | None = None,
     ) -> None:
         run = {**run, "columns": list(columns)}
         self.path, self.run = path, json.loads(json.dumps(run))  # as the record will give it back
@@ -51,6 +54,7 @@ class ProgressFile:
         self.partial = path.with_name(f"{path.name}.partial")
         self.record = path.with_name(f"{path.name}.progress.json")
         self.scratch = path.with_name(f"{path.name}.part{path.suffix}")
+        self.frames_at_most = frames_at_most
         self.frames = self.rows = 0
         self._clean()
         if resume and self.record.exists():
@@ -96,6 +100,8 @@ class ProgressFile:
         for first in range(0, max(self.rows, 1), ROWS_AT_ONCE):
             count = min(ROWS_AT_ONCE, self.rows - first) * len(self.columns)
             values = np.fromfile(self.partial, np.float64, count, offset=self._bytes(first))
+            if len(values) != count:
+                raise ProgressMismatch(f"{self.partial} must hold {self.rows} rows and ends before: {AGAIN}")
             table = pd.DataFrame(values.reshape(-1, len(self.columns)), columns=self.columns)
             yield table.astype({"frame": np.int64})
 
@@ -107,15 +113,19 @@ class ProgressFile:
             enough = self.partial.stat().st_size >= self._bytes(rows)
             sums = None if self.sums is None else np.load(self._sums(frames))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise ProgressMismatch(f"{self.record} is damaged: start anew. {error}") from error
+            raise ProgressMismatch(f"{self.record} is damaged: {AGAIN}. {error}") from error
         if not enough:
-            raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} counts: start anew")
+            raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} counts: {AGAIN}")
+        if self.frames_at_most is not None and frames > self.frames_at_most:
+            raise ProgressMismatch(
+                f"{self.record} is damaged, it counts {frames} frames of a movie of {self.frames_at_most}: {AGAIN}"
+            )
         other = [
             f"{name} was {before.get(name)}, is {now}" for name, now in self.run.items() if before.get(name) != now
         ]
         if other:
             raise ProgressMismatch(
-                f"{self.record} is of another run, continue that one or start anew: {'; '.join(other)}"
+                f"{self.record} is of another run, continue that one, or {AGAIN}: {'; '.join(other)}"
             )
         self.frames, self.rows, self.sums = frames, rows, sums
         os.truncate(self.partial, self._bytes(rows))  # without the rows of a block that was not yet recorded
