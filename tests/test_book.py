@@ -1,7 +1,7 @@
 """The pages of the book: table of contents, notation, addresses, and the build of a small book."""
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -43,9 +44,13 @@ def notation() -> list[list[str]]:
 
 def resolve(name: str, argument: str | None = None) -> None:
     """Find smlmtut.NAME, and its argument; LookupError if it is not there."""
-    room, module_name, *path = name.split(".")
-    found = importlib.import_module(f"smlmtut.{room}.{module_name}")
-    for part in path:
+    module = "smlmtut"
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        if hasattr(found, "__path__") and importlib.util.find_spec(f"{module}.{part}"):
+            module = f"{module}.{part}"
+            found = importlib.import_module(module)
+            continue
         fields = {f.name for f in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
         if part not in fields and not hasattr(found, part):
             raise LookupError(f"smlmtut.{name}: no {part!r}")
@@ -79,6 +84,40 @@ def test_notation_names_what_the_code_has(row):
 def test_notation_test_can_fail(name, argument):
     with pytest.raises(LookupError):
         resolve(name, argument)
+
+
+PROSE = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING")),
+    *(path for folder in ("book", "notebooks", "smlmtut/weights") for path in sorted((ROOT / folder).rglob("*.md"))),
+]
+DOTTED = re.compile(r"(?<![\w/.])smlmtut\.(\w+(?:\.\w+)*)")
+FILE = re.compile(r"(?<![\w/.])(?:smlmtut|tools|tests|benchmarks)/[\w/.-]+\.\w+")
+
+
+def wrong_names(text: str) -> list[str]:
+    """The files, and the names in the package, that a text mentions and that are not there."""
+    wrong = [name for name in FILE.findall(text) if not (ROOT / name).exists()]
+    for name in DOTTED.findall(text):
+        try:
+            resolve(name)
+        except LookupError:
+            wrong.append(f"smlmtut.{name}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)
+def test_pages_name_what_is_there(path):
+    assert wrong_names(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_name_from_before_the_rooms_is_found():
+    text = "`smlmtut.psf` and smlmtut/psf.py, not `smlmtut.imaging.psf.PSF.sigma`, smlmtut.io or tools/colab/myst.py"
+    assert wrong_names(text) == ["smlmtut/psf.py", "smlmtut.psf"]
+
+
+def test_the_example_of_the_readme_runs():
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("source", run_chapters.chapters(), ids=lambda path: path.stem)
