@@ -30,7 +30,7 @@ def source_problems(text: str) -> list[str]:
     found += [*figure_problems(code), *exercise_problems(notebook)]
     if left := re.search(r"\b(?:TODO|FIXME|XXX|RUNTIME)\b", text):
         found.append(f"something is left open: {left[0]}")
-    imports = sum(len(re.findall(r"^(?:from|import) smlmtut\b", cell.source, re.M)) for cell in code)
+    imports = sum(len(re.findall(r"^\s*(?:from|import) smlmtut\b", cell.source, re.M)) for cell in code)
     if imports > MOST_IMPORTS:
         found.append(f"smlmtut is imported in {imports} statements, more than {MOST_IMPORTS}: import from the rooms")
     for cell in code:
