@@ -10,7 +10,7 @@ from pybtex.richtext import Text
 
 def plain(latex: str) -> str:
     """BibTeX's text without its braces and TeX accents."""
-    return re.sub(r"\s+", " ", Text.from_latex(latex).render_as("text")).strip()
+    return re.sub(r"\s+", " ", str(Text.from_latex(latex))).strip()  # render_as would look up its plugin each time
 
 
 FORMS = {  # what a role shows: around all works, between two, each work
