@@ -128,6 +128,11 @@ BROKEN = {
     "no claim": ('check("three", 3, 3, 3)', "three = 3", "no cell checks a claim"),
     "long cell": ("plt.plot([1, 2]);", "plt.plot([1, 2]);\n" * 19, "a cell has 19 lines"),
     "many imports": ("plt.plot([1, 2]);", "from smlmtut import io\n" * 7, "imported in 7 statements, more than 6"),
+    "late imports": (
+        "plt.plot([1, 2]);",
+        "def f():\n" + "    import smlmtut.io\n" * 7,
+        "imported in 7 statements, more than 6",
+    ),
     "magic": ("plt.plot([1, 2]);", "%pip install x", "not Python"),
     "no caption": ("    caption: The line rises.\n", "", "fig-line: a figure needs a name, and a caption"),
     "caption no sentence": ("The line rises.", "The line", "a caption that is a sentence"),
