@@ -21,9 +21,13 @@ import torch
 from smlmtut import data, figures, io, notebook
 from smlmtut._validate import between, finite, positive
 from smlmtut.estimation import closed_forms, fisher, fit, likelihood, spots
-from smlmtut.imaging import kde, simulate
+from smlmtut.evaluation.calibration import ranks
+from smlmtut.imaging import blinking, kde, scenes, simulate
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
+from smlmtut.networks import pretrained
+from smlmtut.networks.deepstorm import estimate_kde
+from smlmtut.posterior import many
 
 NAN, INF = math.nan, math.inf
 
@@ -74,7 +78,23 @@ case("infinite position", lambda _: Emitters.single(1, INF, 1), "v", "finite", "
 case("negative photons", lambda _: Emitters.single(1, 1, -5), "photons", "not negative", "got -5")
 case("positions of rank 1", lambda _: Emitters(*[filled(1, 3)] * 3), "u", "2 dimensions", "(3,)")
 case("unequal shapes", lambda _: Emitters(filled(1, 1, 2), filled(1, 1, 3), filled(1, 1, 2)), "v", "(1, 2)", "(1, 3)")
-case("a list of positions", lambda _: Emitters([[1.0]], filled(1, 1, 1), filled(1, 1, 1)), "u", "tensor", "list")  # type: ignore[arg-type]
+case("a list of positions", lambda _: Emitters([1.0], filled(1, 1, 1), filled(1, 1, 1)), "u", "dimensions", "(1,)")  # type: ignore[arg-type]
+case("words as sigma", lambda _: PSF("1"), "sigma", "numbers", "'1'")  # type: ignore[arg-type]
+case("sigma True", lambda _: PSF(True), "sigma", "numbers", "bool")
+case("sigmas for other emitters", lambda _: expected_photons(ONE, PSF(filled(1, 3)), (5, 5)), "sigma", "(1, 1)", "(3,)")
+case("a side for a shape", lambda _: expected_photons(ONE, ROUND, 11), "shape", "(height, width)", "got 11")  # type: ignore[arg-type]
+case("a word for a shape", lambda _: expected_photons(ONE, ROUND, "ab"), "shape", "whole", "'a'")  # type: ignore[arg-type]
+case("no shape", lambda _: expected_photons(ONE, ROUND, None), "shape", "(height, width)", "None")  # type: ignore[arg-type]
+case("arguments exchanged", lambda _: expected_photons(ROUND, ONE, (5, 5)), "psf", "PSF", "Emitters(")  # type: ignore[arg-type]
+HUGE = (10**7, 10**7)  # 8e14 bytes
+case("huge frames", lambda _: expected_photons(ONE, ROUND, HUGE), "shape", "memory", "(10000000, 10000000)")
+case("huge gradients", lambda _: rate_gradient(ONE, ROUND, HUGE), "shape", "memory", "(10000000, 10000000)")
+case("huge KDEs", lambda _: kde.kde_image(ONE, HUGE), "shape", "memory", "(10000000, 10000000)")
+case("huge renderings", lambda _: kde.render([1.0], [1.0], HUGE, sd=1.0), "shape", "memory", "(10000000, 10000000)")
+case("huge histograms", lambda _: kde.render([1.0], [1.0], HUGE), "shape", "memory", "(10000000, 10000000)")
+case("endless frames", lambda _: expected_photons(ONE, ROUND, (10**30, 5)), "shape", "memory", "10000")
+case("emitters to nowhere", lambda _: ONE.to("gpu0"), "device", "cpu", "'gpu0'")
+case("emitters to no numbers", lambda _: ONE.to("meta"), "device", "cpu", "'meta'")
 case(
     "present of integers",
     lambda _: replace(ONE, present=torch.ones(1, 1)),
@@ -103,6 +123,19 @@ case("a map of rank 4", lambda _: Camera(filled(1, 1, 2, 3, 4)), "gain", "dimens
 case("efficiency above 1", lambda _: Camera(quantum_efficiency=1.2), "quantum_efficiency", "got 1.2")
 case("efficiency 0", lambda _: Camera(quantum_efficiency=0.0), "quantum_efficiency", "got 0")
 case("saturation below offset", lambda _: Camera(offset=100.0, saturation=90.0), "saturation", "offset", "90")
+case("a gain in a list", lambda _: Camera(gain=[1, 2]), "gain", "dimensions", "(2,)")  # type: ignore[arg-type]
+case("unequal rows of gains", lambda _: Camera(gain=[[1, 2], [3]]), "gain", "array", "[[1, 2], [3]]")  # type: ignore[arg-type]
+case("gain True", lambda _: Camera(gain=True), "gain", "numbers", "bool")
+case("a map of truth values", lambda _: Camera(offset=torch.ones(4, 4) > 0), "offset", "numbers", "bool")
+case("a word as gain", lambda _: Camera(gain="2"), "gain", "numbers", "got '2'")  # type: ignore[arg-type]
+case("no gain", lambda _: Camera(gain=None), "gain", "numbers", "None")  # type: ignore[arg-type]
+case("two efficiencies", lambda _: Camera(quantum_efficiency=filled(1, 2)), "quantum_efficiency", "single", "(2,)")  # type: ignore[arg-type]
+case("two saturations", lambda _: Camera(saturation=filled(9, 2)), "saturation", "single", "(2,)")  # type: ignore[arg-type]
+case("a camera to nowhere", lambda _: MAPS.to("gpu0"), "device", "cpu", "'gpu0'")
+case("half a row", lambda _: MAPS.crops(np.array([0.5]), np.array([1]), (2, 2)), "rows", "whole", "0.5")  # type: ignore[arg-type]
+case("light beyond counting", lambda _: expose(filled(1e30, 8, 8), MAPS, dice()), "rate", "4e+09", "got 1e+30")
+case("light just beyond counting", lambda _: expose(filled(4.1e9, 2, 2), NOISY, dice()), "rate", "4e+09", "4.1e+09")
+case("no camera", lambda _: expose(filled(1, 8, 8), None, dice()), "camera", "Camera", "None")  # type: ignore[arg-type]
 case("crop beyond the sensor", lambda _: MAPS.crop(4, 0, (5, 8)), "row 4", "(5, 8)", "(8, 8)")
 case("crop before the sensor", lambda _: MAPS.crop(-1, 0, (2, 2)), "row", "at least 0", "-1")
 case("frame of another size", lambda _: expose(filled(1, 1, 7, 8), MAPS, dice()), "rate", "(8, 8)", "(1, 7, 8)")
@@ -199,6 +232,10 @@ case(
     "read_variance",
     "(5, 5)",
 )
+case("two sigmas", lambda _: fit.fit_spots(filled(1, 1, 7, 7), sigma=filled(1, 2)), "sigma", "single", "(2,)")  # type: ignore[arg-type]
+case("a fit nowhere", lambda _: fit.fit_spots(filled(1, 1, 7, 7), device="gpu0"), "device", "cpu", "'gpu0'")
+case("two widths to find", lambda _: spots.find_spots(filled(1, 1, 9, 9), filled(1, 2)), "sigma", "single", "(2,)")  # type: ignore[arg-type]
+case("half a spot", lambda _: spots.cut_spots(filled(1, 1, 9, 9), filled(0.5, 1, 3), 5), "found", "whole", "0.5")
 case("a start too short", lambda _: fit.fit_spots(filled(1, 1, 7, 7), start=filled(1, 1, 3)), "start", "(1, 3)")
 case("a start of NaN", lambda _: fit.fit_spots(filled(1, 1, 7, 7), start=spoiled(NAN, 1, 4)), "start", "got nan")
 case("no chunk", lambda _: fit.fit_spots(filled(1, 1, 7, 7), chunk=0), "chunk", "at least 1", "got 0")
@@ -226,6 +263,8 @@ case(
 
 # -- kde and simulate --------------------------------------------------------------------------------------
 case("kernel of no width", lambda _: kde.kde_image(ONE, (8, 8), sigma=0.0), "sigma", "positive", "got 0")
+case("two kernels", lambda _: kde.kde_image(ONE, (8, 8), sigma=filled(1, 2)), "sigma", "single", "(2,)")  # type: ignore[arg-type]
+case("KDE of no emitters", lambda _: kde.kde_image(filled(1, 2, 2), (8, 8)), "emitters", "Emitters", "(2, 2)")  # type: ignore[arg-type]
 case("factor 0", lambda _: kde.kde_image(ONE, (8, 8), factor=0), "factor", "at least 1", "got 0")
 case("factor 2.5", lambda _: kde.kde_image(ONE, (8, 8), factor=2.5), "factor", "whole", "2.5")  # type: ignore[arg-type]
 case("factor NaN", lambda _: kde.to_camera(1.0, NAN), "factor", "whole", "nan")  # type: ignore[arg-type]
@@ -273,6 +312,47 @@ case(
     "(8, 8)",
     "(1, 7, 7)",
 )
+
+for label, call in {
+    "frames": lambda dice: simulate.frames(ONE, ROUND, NOISY, (7, 7), 1.0, dice),
+    "disc": lambda dice: disc(1, 1, 5.0, (7.0, 7.0), 1.0, dice),
+    "frame": lambda dice: frame(1, (8, 8), 1.0, dice, 2),
+    "density": lambda dice: frame(1, (8, 8), 1.0, dice, density=0.1),
+    "flats": lambda dice: simulate.flat_fields([1.0], 2, NOISY, (4, 4), dice),
+    "blinking": lambda dice: blinking.blink(filled(1, 3), filled(1, 3), blinking.Kinetics(), 9, dice),
+    "batch": lambda dice: scenes.draw_batch(scenes.Scene(), 2, (8, 8), dice),
+    "positions": lambda dice: scenes.draw_positions(scenes.Scene(), filled(1, 2), (8, 8), dice),
+    "ranks": lambda dice: ranks(filled(1, 2, 3), filled(1, 2), dice),
+    "chains": lambda dice: many.chain_posterior(filled(1, 1, 7, 7), [0.5, 0.5], dice),
+}.items():
+    case(f"{label} without a generator", lambda _, f=call: f(None), "generator", "Generator", "None")
+    case(f"{label} with a seed", lambda _, f=call: f(0), "generator", "Generator", "got 0")
+case("a side for a simulation", lambda _: simulate.frames(ONE, ROUND, NOISY, 11, 1.0, dice()), "shape", "got 11")  # type: ignore[arg-type]
+case("a number as centre", lambda _: disc(1, 1, 5.0, 7.0, 1.0, dice()), "center", "two numbers", "7.0")  # type: ignore[arg-type]
+case("two radii", lambda _: disc(1, 1, filled(1, 2), (7.0, 7.0), 1.0, dice()), "radius", "single", "(2,)")  # type: ignore[arg-type]
+
+# -- networks ----------------------------------------------------------------------------------------------
+case("load to nowhere", lambda _: pretrained.load("deepstorm-2d", "gpu0"), "device", "cpu", "'gpu0'")
+case("load to a number", lambda _: pretrained.load("deepstorm-2d", 3.5), "device", "cpu", "3.5")  # type: ignore[arg-type]
+case("load nothing", lambda _: pretrained.load(None), "name_or_path", "'deepstorm-2d'", "None")  # type: ignore[arg-type]
+case("describe nothing", lambda _: pretrained.describe(None), "name_or_path", "'deepstorm-2d'", "None")  # type: ignore[arg-type]
+case(
+    "estimate with no network",
+    lambda _: estimate_kde(None, filled(1, 1, 8, 8), NOISY),  # type: ignore[arg-type]
+    "network",
+    "Module",
+    "None",
+)
+for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+    if not there:
+        case(f"load to {name}", lambda _, x=name: pretrained.load("deepstorm-2d", x), "device", "cpu", f"'{name}'")
+        case(
+            f"fit on {name}",
+            lambda _, x=name: fit.fit_spots(filled(1, 1, 7, 7), device=x),
+            "device",
+            "cpu",
+            f"'{name}'",
+        )
 
 # -- data --------------------------------------------------------------------------------------------------
 case("unknown file", lambda _: data.fetch("gains.hdf5"), "name", "'gain.hdf5'", "'gains.hdf5'")
@@ -503,6 +583,9 @@ def test_bad_input(row: Case, tmp_path: Path):
     message = str(error.value)
     missing = [part for part in row.says if part not in message]
     assert not missing, f"{missing} not in: {message}"
+    message = message.replace(str(tmp_path), "")
+    assert len(message) <= 300, message
+    assert "\n" not in message or "YAML" in message  # whose parser draws the place
 
 
 def test_the_table_is_long_and_has_no_row_twice():

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from smlmtut import data
-from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
+from smlmtut.imaging.camera import BRIGHTEST, Camera, expose, saturated, to_photoelectrons
 
 RARE = 6e-7  # two-sided probability of 5 standard deviations
 FRAMES = 20_000
@@ -85,6 +85,25 @@ def test_counts_are_poisson():
     share = [*stats.poisson.pmf(values.numpy(), 3.7), stats.poisson.sf(10, 3.7)]
     assert sum(observed) == FRAMES  # nothing between the whole numbers
     assert stats.chisquare(observed, FRAMES * np.array(share) / sum(share)).pvalue > RARE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_brightest_light_that_is_allowed_is_counted_right(dtype):
+    """Mean and variance within 5 standard errors, and 8 sds below the end of the 32-bit integers of a GPU."""
+    rate = torch.full((1, 200, 200), BRIGHTEST, dtype=dtype)
+    x = (expose(rate, Camera(), generator()).double() - BRIGHTEST) / math.sqrt(BRIGHTEST)
+    assert abs(float(x.mean())) < 5 / 200 and abs(float(x.var()) - 1) < 5 * math.sqrt(2) / 200
+    assert BRIGHTEST + 8 * math.sqrt(BRIGHTEST) < 2**32
+    with pytest.raises(ValueError, match="rate must be at most 4e.09 photo-electrons in a pixel, got"):
+        expose(1.001 * rate, Camera(), generator())
+    expose(1.001 * rate, Camera(quantum_efficiency=0.5), generator())  # the limit is of electrons, not of light
+
+
+@pytest.mark.parametrize("gain", [[[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], ">u2")])
+def test_rows_in_lists_and_arrays_of_any_kind_are_maps_in_double_precision(gain):
+    camera = Camera(gain)
+    assert isinstance(camera.gain, Tensor) and camera.gain.dtype == torch.float64
+    assert camera.gain.tolist() == [[1, 2], [3, 4]] and camera.shape == (2, 2)
 
 
 def test_read_noise_is_normal():

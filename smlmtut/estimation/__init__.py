@@ -6,6 +6,8 @@ fisher        Fisher information (Eq. 3) and Cramér–Rao bounds
 closed_forms  of the bound: Thompson, Mortensen, Rieger and Stallinga
 spots         find spots in frames and cut them out
 fit           maximum likelihood for isolated spots
+
+Where a tensor is wanted an array of numpy will do; results are tensors.
 """
 
 from .fisher import bound, fisher_information, localization_bound

@@ -2,7 +2,7 @@
 
 All take the same arguments. photons: N, photo-electrons of the emitter. sigma: sd of the PSF without
 pixelation. background: b, variance of a pixel's background in e-² (for light alone, photo-electrons per pixel;
-with a camera, add its read variance in e-²). pixel: side a of a pixel. Lengths in one unit; floats or tensors
+with a camera, add its read variance in e-²). pixel: side a of a pixel. Lengths in one unit; numbers or tensors
 that broadcast. Each returns a float64 tensor in that unit, and raises ValueError where photons, sigma or pixel
 is not positive or background is negative. The factor 2 by which an EMCCD's gain raises the variance is not
 included. σ_a² = σ² + a²/12 is the variance of the PSF with pixelation, τ = 2π σ_a² b/(N a²).
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._validate import non_negative, positive
+from .._validate import non_negative, positive, tensor
 
 Value = float | Tensor
 
@@ -90,4 +90,5 @@ def _arguments(photons: Value, sigma: Value, background: Value, pixel: Value) ->
     non_negative("background", background)
     positive("pixel", pixel)
     device = next((x.device for x in (photons, sigma, background, pixel) if isinstance(x, Tensor)), None)
-    return [torch.as_tensor(x, dtype=torch.float64, device=device) for x in (photons, sigma, background, pixel)]
+    named = {"photons": photons, "sigma": sigma, "background": background, "pixel": pixel}
+    return [tensor(name, x).to(device, torch.float64) for name, x in named.items()]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._validate import finite, non_negative, rank
+from .._validate import finite, instance, non_negative, tensor
 from ..imaging.camera import Camera, check_frame_size
 from ..imaging.psf import PSF, Emitters, expected_photons, rate_gradient
 from .closed_forms import mortensen_least_squares, mortensen_mle, rieger_stallinga, thompson
@@ -66,8 +66,8 @@ def fisher_information(gradient: Tensor, pixel_information: Tensor) -> Tensor:
     Raises ValueError where ranks or sizes differ, an entry is not finite or negative, or the information of a
     pixel that a parameter moves is infinite (a rate of 0 and no read noise: leave such an emitter out).
     """
-    rank("gradient", finite("gradient", gradient), 4)
-    rank("pixel_information", pixel_information, 2, 3)
+    gradient = tensor("gradient", finite("gradient", gradient), 4)
+    pixel_information = tensor("pixel_information", pixel_information, 2, 3)
     if pixel_information.shape[-2:] != gradient.shape[-2:] or (
         pixel_information.ndim == 3 and pixel_information.shape[0] not in (1, gradient.shape[0])
     ):
@@ -100,11 +100,10 @@ def bound(information: Tensor) -> Tensor:
     Raises ValueError where the matrix is not symmetric, or singular: a parameter without information, or
     parameters that the image cannot tell apart, such as two emitters at the same place.
     """
-    rank("information", finite("information", information), 2, 3)
-    matrix = information.to(torch.float64)
+    matrix = tensor("information", finite("information", information), 2, 3).to(torch.float64)
     if matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"information must be square, got {tuple(matrix.shape)}")
-    matrix = matrix[None] if matrix.ndim == 2 else matrix  # (B, P, P)
+    shape, matrix = matrix.shape, matrix[None] if matrix.ndim == 2 else matrix  # (B, P, P)
     diagonal = matrix.diagonal(dim1=1, dim2=2)  # (B, P)
     if not bool((diagonal > 0).all()):
         entry, parameter = (int(i) for i in (~(diagonal > 0)).nonzero()[0])
@@ -129,7 +128,7 @@ def bound(information: Tensor) -> Tensor:
         )
     inverse = torch.linalg.solve_triangular(factor, torch.eye(matrix.shape[-1]).to(scaled), upper=False)
     deviations = inverse.square().sum(1).sqrt() * scale  # diag I⁻¹ = column norms of L⁻¹
-    return deviations.reshape(information.shape[:-1])
+    return deviations.reshape(shape[:-1])
 
 
 def localization_bound(
@@ -151,7 +150,8 @@ def localization_bound(
     photons; inf for the parameters of emitters that are not present.
     Raises ValueError as bound and the functions of psf do.
     """
-    emitters = emitters.to(dtype=torch.float64)
+    emitters = instance("emitters", emitters, Emitters).to(dtype=torch.float64)
+    instance("camera", camera, Camera)
     rate = camera.quantum_efficiency * expected_photons(emitters, psf, shape, background, origin)  # (B, H, W)
     gradient = camera.quantum_efficiency * rate_gradient(emitters, psf, shape, parameters, origin)
     pixel = exact_pixel_information if exact else surrogate_pixel_information
@@ -237,10 +237,11 @@ def _blocks(sizes: list[int]):
 
 def _rate_and_variance(rate: float | Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
     """ω and v = var/g² in photo-electrons, broadcast, float64."""
-    rate = torch.as_tensor(non_negative("rate", rate), dtype=torch.float64)
+    rate = tensor("rate", non_negative("rate", rate)).to(torch.float64)
     if rate.ndim >= 2:
         check_frame_size("rate", rate, camera)
-    variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float64, device=rate.device)
+    variance = instance("camera", camera, Camera).read_variance_electrons
+    variance = torch.as_tensor(variance, dtype=torch.float64, device=rate.device)
     if rate.ndim == 1 and variance.ndim == 2:
         raise ValueError(
             f"rate must be a number or (..., H, W) where the camera has maps, got shape {tuple(rate.shape)}"

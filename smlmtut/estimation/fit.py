@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validate import finite, non_negative, positive, rank, whole
+from .._validate import device_here, finite, floating, non_negative, number, positive, tensor, whole
 from ..imaging.psf import pixel_factors
 
 PARAMETERS = ("u", "v", "photons", "background", "sigma")
@@ -92,24 +92,22 @@ def fit_spots(
     one pixel outside the window. A fit that stops at a limit, but for the background, has not converged.
     Raises ValueError for a value that is not finite, a negative x' without read noise, or a wrong shape.
     """
-    rank("spots", spots, 3)
-    count, height, width = spots.shape
-    if not spots.is_floating_point():
-        raise ValueError(f"spots must be float32 or float64 photo-electrons, got {spots.dtype}")
+    count, height, width = (spots := floating("spots", spots, 3)).shape
     if min(height, width) < 3:
         raise ValueError(f"spots must be at least 3 × 3 pixels, got {height} × {width}")
-    positive("sigma", sigma)
-    positive("tolerance", tolerance)
+    sigma = float(number("sigma", sigma, positive))
+    number("tolerance", tolerance, positive)
     whole("max_iterations", max_iterations)
-    device = torch.device(spots.device if device is None else device)
+    device = spots.device if device is None else device_here("device", device)
     chunk = whole("chunk", (8192 if device.type == "cpu" else 262144) if chunk is None else chunk)
-    variance = torch.as_tensor(non_negative("read_variance", read_variance), dtype=spots.dtype, device=spots.device)
+    variance = tensor("read_variance", non_negative("read_variance", read_variance)).to(spots)
     if tuple(variance.shape) not in ((), (height, width), (count, height, width)):
         raise ValueError(
             f"read_variance must be a number or have shape {(height, width)} or {(count, height, width)}, "
             f"got {tuple(variance.shape)}"
         )
     names = PARAMETERS if fit_sigma else PARAMETERS[:4]
+    start = None if start is None else tensor("start", start)
     if start is not None and tuple(start.shape) != (count, len(names)):
         raise ValueError(f"start must have shape {(count, len(names))} for {names}, got {tuple(start.shape)}")
 
@@ -133,7 +131,7 @@ def fit_spots(
 
 def first_guess(spots: Tensor, sigma: float, fit_sigma: bool) -> Tensor:
     """(B, P) start of the search: background from the border's mean, photons from the sum, centroid, given sigma."""
-    height, width = spots.shape[1:]
+    height, width = (spots := floating("spots", spots, 3)).shape[1:]
     edge = torch.ones(height, width, dtype=torch.bool, device=spots.device)
     edge[1:-1, 1:-1] = False
     background = spots[:, edge].mean(1)  # (B,)

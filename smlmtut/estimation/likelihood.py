@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._validate import between, finite, non_negative
+from .._validate import between, finite, instance, non_negative, tensor
 from ..imaging.camera import Camera
 from .mixture import SCORE_TOLERANCE, electrons, mixture, score
 
@@ -140,14 +140,13 @@ def _noisy(variance: Tensor) -> None:
 
 def _arguments(x: Value, rate: Value, camera: Camera) -> tuple[Tensor, ...]:
     """x, rate, gain, offset and read variance: checked, broadcast, float64, on the device of x or of rate."""
-    finite("x", x)
-    non_negative("rate", rate)
     device = next((t.device for t in (x, rate) if isinstance(t, Tensor)), None)
-    values = (x, rate, camera.gain, camera.offset, camera.read_variance)
-    tensors = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
+    instance("camera", camera, Camera)
+    values = {"x": finite("x", x), "rate": non_negative("rate", rate)}
+    values |= {name: getattr(camera, name) for name in ("gain", "offset", "read_variance")}
+    tensors = [tensor(name, value).to(device, torch.float64) for name, value in values.items()]
     try:
         return torch.broadcast_tensors(*tensors)  # type: ignore[return-value]
     except RuntimeError as error:
-        names = ("x", "rate", "gain", "offset", "read_variance")
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(names, tensors, strict=True))
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(values, tensors, strict=True))
         raise ValueError(f"x, rate and the camera's maps must have shapes that broadcast, got {shapes}") from error

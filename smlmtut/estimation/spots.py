@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._validate import finite, positive, rank, whole
+from .._validate import finite, integers, number, positive, tensor, whole
 
 
 def find_spots(frames: Tensor, sigma: float = 1.0, threshold: float = 5.0, border: int = 0) -> Tensor:
@@ -22,9 +22,9 @@ def find_spots(frames: Tensor, sigma: float = 1.0, threshold: float = 5.0, borde
     from scipy import ndimage
     from skimage.feature import peak_local_max
 
-    rank("frames", finite("frames", frames), 3)
-    positive("sigma", sigma)
-    positive("threshold", threshold)
+    frames = tensor("frames", finite("frames", frames), 3)
+    number("sigma", sigma, positive)
+    number("threshold", threshold, positive)
     whole("border", border, 0)
     if frames.shape[0] == 0 or min(frames.shape[1:]) <= 2 * border:
         raise ValueError(f"frames must hold frames larger than twice the border {border}, got {tuple(frames.shape)}")
@@ -50,7 +50,7 @@ def cut_spots(frames: Tensor, found: Tensor, size: int) -> tuple[Tensor, Tensor]
     Returns spots (K, size, size) and corners (K, 2) int64, (row, column) of each window's first pixel in the frame.
     Raises ValueError where size is even or larger than the frame, or a spot lies outside the frames.
     """
-    rank("frames", frames, 3)
+    frames, found = tensor("frames", frames, 3), integers("found", found)
     if found.ndim != 2 or found.shape[1] != 3:
         raise ValueError(f"found must have shape (K, 3): frame, row, column; got {tuple(found.shape)}")
     count, height, width = frames.shape

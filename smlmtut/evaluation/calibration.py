@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._validate import between, finite, non_negative, whole
+from .._validate import between, finite, instance, non_negative, number, tensor, whole
 from .proper_scores import crps, crps_normal, crps_point, energy_score, ensemble, joined, on_host, parts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def pixel_class(mean: Tensor) -> Tensor:
         of other samples. Pixels chosen because their truth is high have calibrated samples that are lower.
     Raises ValueError where it is not finite.
     """
-    finite("mean", mean)
+    mean = tensor("mean", finite("mean", mean))
     return (mean >= BACKGROUND).long() + (mean > CORE).long()
 
 
@@ -56,7 +56,7 @@ def strata(samples: Tensor, truth: Tensor, mean: Tensor) -> dict[str, tuple[Tens
     samples: (B, S, ...); truth, mean: (B, ...). mean: see `pixel_class`. A class may be empty.
     Raises ValueError for shapes that do not fit, or values that are not finite.
     """
-    ensemble(samples, truth)
+    (samples, truth), mean = ensemble(samples, truth), tensor("mean", mean)
     if mean.shape != truth.shape:
         raise ValueError(f"mean must have the truth's shape {tuple(truth.shape)}, got {tuple(mean.shape)}")
     classes, last = pixel_class(mean.to(truth.device)), samples.movedim(1, -1)  # (B, ..., S)
@@ -75,6 +75,7 @@ def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     and a slope where there is a bias. samples: (B, S, ...). Returns (B, ...) int64.
     Hamill (2001, Mon. Wea. Rev. 129:550). Raises ValueError for shapes that do not fit, values that are not finite.
     """
+    instance("generator", generator, torch.Generator)
     below, equal = _below(samples, truth)
     drawn = torch.rand(below.shape, generator=generator, dtype=torch.float64)
     return below + (drawn * (equal + 1)).long()
@@ -90,13 +91,14 @@ def covered(samples: Tensor, truth: Tensor, level: float) -> Tensor:
     all equal ranks.
     Raises ValueError for a level outside [0, 1], and what `ranks` raises.
     """
-    return _inside(*_below(samples, truth), samples.shape[1], level)
+    return _inside(*_below(samples, truth), tensor("samples", samples).shape[1], level)
 
 
 def coverage(samples: Tensor, truth: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
     """Share of the truths in the central intervals of these levels: (L,) float64, NaN of none. See `covered`."""
     below, equal = _below(samples, truth)
-    return torch.stack([_inside(below, equal, samples.shape[1], level).mean() for level in levels])
+    many = tensor("samples", samples).shape[1]
+    return torch.stack([_inside(below, equal, many, level).mean() for level in levels])
 
 
 # -- spread ------------------------------------------------------------------------------------------------
@@ -109,7 +111,8 @@ def spread_skill(samples: Tensor, truth: Tensor) -> float:
     Fortin et al. (2014, J. Hydrometeorol. 15:1708). samples: (B, S, ...). NaN of no values.
     Raises ValueError as `crps` does.
     """
-    many = ensemble(samples, truth, 2)
+    samples, truth = ensemble(samples, truth, 2)
+    many = samples.shape[1]
     variance, error = _moments(samples, truth)
     return math.sqrt((many + 1) / many * variance / error) if error > 0 else math.inf if variance > 0 else math.nan
 
@@ -127,7 +130,9 @@ def predicted_sd(exact_sd: Tensor, estimate_error: Tensor, where: Tensor | None 
     """
     sd, error = (on_host(n, x) for n, x in (("exact_sd", exact_sd), ("estimate_error", estimate_error)))
     non_negative("exact_sd", sd)
-    where = torch.ones_like(sd, dtype=torch.bool) if where is None else where.cpu()
+    where = torch.ones_like(sd, dtype=torch.bool) if where is None else tensor("where", where, mask=True).cpu()
+    if where.dtype != torch.bool:
+        raise ValueError(f"where must be bool, got {where.dtype}")
     if not sd.shape == error.shape == where.shape:
         shapes = [tuple(x.shape) for x in (sd, error, where)]
         raise ValueError(f"exact_sd, estimate_error and where must have one shape, got {shapes}")
@@ -159,7 +164,8 @@ def sparsification(sd: Tensor, error: Tensor, points: int = 100) -> Sparsificati
     order: each is given their mean squared error. Ilg et al. (2018, ECCV), with the area against the oracle.
     Raises ValueError for shapes that differ, values that are not finite, a negative sd, or errors that are all 0.
     """
-    uncertain, squared = on_host("sd", sd).flatten(), on_host("error", error).flatten().square()
+    sd, error = on_host("sd", sd), on_host("error", error)
+    uncertain, squared = sd.flatten(), error.flatten().square()
     non_negative("sd", uncertain)
     if sd.shape != error.shape or not len(squared) or not bool(squared.any()):
         raise ValueError(
@@ -206,7 +212,7 @@ def summary(samples: Tensor, truth: Tensor, mean: Tensor, levels: Sequence[float
 
 def _below(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """How many samples are below the truth, and how many equal to it: (B, ...) int64 on the CPU."""
-    ensemble(samples, truth)
+    samples, truth = ensemble(samples, truth)
     pairs = [((x < y[..., None]).sum(-1), (x == y[..., None]).sum(-1)) for x, y in parts(samples, truth)]
     below, equal = zip(*pairs, strict=True) if pairs else ((), ())
     return joined(below, truth).long(), joined(equal, truth).long()
@@ -214,7 +220,7 @@ def _below(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inside(below: Tensor, equal: Tensor, many: int, level: float) -> Tensor:
     """Share of the range of the truth's rank, on 0 … 1, within the central interval: (B, ...) float64."""
-    between("level", level, 0, 1)
+    number("level", between("level", level, 0, 1))
     low, high = below.double() / (many + 1), (below + equal + 1).double() / (many + 1)
     return (high.clamp(max=0.5 + level / 2) - low.clamp(min=0.5 - level / 2)).clamp(min=0) / (high - low)
 

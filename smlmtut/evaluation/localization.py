@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validate import between, finite, image_shape, non_negative, positive, rank
+from .._validate import between, finite, image_shape, instance, non_negative, number, positive, rank, shown, tensor
 from ..imaging.psf import Emitters
 
 TOLERANCE_NM = 250.0  # of the challenge, laterally
@@ -46,6 +46,7 @@ class Points:
     @classmethod
     def of(cls, emitters: Emitters) -> "Points":
         """The emitters that are present, frame by frame; the frame is their row in the batch."""
+        instance("emitters", emitters, Emitters)
         return cls(emitters.mask.nonzero()[:, 0], emitters.u[emitters.mask], emitters.v[emitters.mask])
 
 
@@ -106,9 +107,11 @@ def match(
     Raises ValueError for positions that are not finite or differ in length, a frame that is not a whole number, or
     a pixel size or tolerance that is not positive.
     """
-    reach = float(positive("tolerance_nm", tolerance_nm)) / float(positive("pixel_size_nm", pixel_size_nm))
+    reach = float(number("tolerance_nm", tolerance_nm, positive)) / float(
+        number("pixel_size_nm", pixel_size_nm, positive)
+    )
     frame, u, v = (np.concatenate(x) for x in zip(_arrays("found", found), _arrays("truth", truth), strict=True))
-    count = len(_array(found.u))
+    count = len(found.u)
     # all frames in one tree: they lie along a third axis, too far apart for a pair between two of them
     layer = 2 * reach * np.unique(frame, return_inverse=True)[1]
     places = np.column_stack([u, v, layer])
@@ -140,10 +143,10 @@ def score(
     """
     if shape is not None:
         found, truth = (inside(x, shape, pixel_size_nm, border_nm) for x in (found, truth))
-    elif non_negative("border_nm", border_nm) != 0:
+    elif number("border_nm", border_nm, non_negative) != 0:
         raise ValueError(f"border_nm must be 0 where shape is None, got {border_nm:g}")
     pairs = match(found, truth, pixel_size_nm, tolerance_nm)
-    there, seen = len(_array(truth.u)), len(_array(found.u))
+    there, seen = len(truth.u), len(found.u)
     jaccard = _ratio(len(pairs), there + seen - len(pairs))
     du, dv = pixel_size_nm * pairs.du, pixel_size_nm * pairs.dv
     # the mean of none is NaN in torch, without a warning
@@ -170,7 +173,8 @@ def inside(positions: Positions, shape: tuple[int, int], pixel_size_nm: float, b
     Raises ValueError for a negative border or one that leaves nothing of the frame, and for bad positions.
     """
     height, width = image_shape("shape", shape)
-    border = float(non_negative("border_nm", border_nm)) / float(positive("pixel_size_nm", pixel_size_nm))
+    pixel_size_nm = float(number("pixel_size_nm", pixel_size_nm, positive))
+    border = float(number("border_nm", border_nm, non_negative)) / pixel_size_nm
     if 2 * border >= min(height, width):
         raise ValueError(
             f"border_nm must be below half of the frame, {0.5 * min(height, width) * pixel_size_nm:g} nm, "
@@ -188,8 +192,9 @@ def efficiency(jaccard: float, rmse_nm: float, alpha: float = 1.0) -> float:
     jaccard: in [0, 1]; rmse_nm: of the distances; alpha: nm⁻¹, 1 laterally in the challenge. NaN where either is.
     Raises ValueError for a number out of range.
     """
-    non_negative("alpha", alpha)
-    if math.isnan(jaccard) or math.isnan(rmse_nm):
+    number("alpha", alpha, non_negative)
+    scores = {"jaccard": jaccard, "rmse_nm": rmse_nm}
+    if any(bool(tensor(name, x, 0).isnan()) for name, x in scores.items()):
         return math.nan
     between("jaccard", jaccard, 0, 1)
     non_negative("rmse_nm", rmse_nm)
@@ -227,7 +232,9 @@ def _nearest_first(i: NDArray, j: NDArray) -> NDArray:
 
 def _arrays(name: str, positions: Positions) -> tuple[NDArray, NDArray, NDArray]:
     """frame int64, u and v float64, each (K,), checked."""
-    frame, u, v = (_array(getattr(positions, x)) for x in ("frame", "u", "v"))
+    if not all(hasattr(positions, key) for key in ("frame", "u", "v")):
+        raise ValueError(f"{name} must have frame, u and v, got {shown(positions)}")
+    frame, u, v = (_array(f"{name}.{key}", getattr(positions, key)) for key in ("frame", "u", "v"))
     for key, value in (("frame", frame), ("u", u), ("v", v)):
         rank(f"{name}.{key}", finite(f"{name}.{key}", value), 1)
         if len(value) != len(u):
@@ -237,8 +244,8 @@ def _arrays(name: str, positions: Positions) -> tuple[NDArray, NDArray, NDArray]
     return frame.astype(np.int64), u.astype(np.float64), v.astype(np.float64)
 
 
-def _array(values: Any) -> NDArray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _array(name: str, values: Any) -> NDArray:
+    return tensor(name, values).detach().cpu().numpy()
 
 
 def _ratio(part: int, whole: int) -> float:

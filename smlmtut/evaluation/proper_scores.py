@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._validate import finite, non_negative
+from .._validate import finite, non_negative, tensor
 
 VALUES_AT_ONCE = 1 << 22  # samples turned into float64 at once: 32 MB
 
@@ -23,7 +23,7 @@ def crps(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
     """
     import scoringrules
 
-    ensemble(samples, truth, 2 if fair else 1)
+    samples, truth = ensemble(samples, truth, 2 if fair else 1)
     estimator = "pwm" if fair else "qd"  # both need one sort and no S × S pairs
     pieces = [scoringrules.crps_ensemble(y, x, estimator=estimator, backend="numpy") for x, y in parts(samples, truth)]
     return joined(pieces, truth)
@@ -36,14 +36,13 @@ def crps_normal(mean: Tensor, sd: Tensor, truth: Tensor) -> Tensor:
     """
     import scoringrules
 
-    finite("mean", mean)
-    non_negative("sd", sd)
+    mean, sd = tensor("mean", finite("mean", mean)), tensor("sd", non_negative("sd", sd))
     y = on_host("truth", truth)
     try:
         m, s = (x.detach().cpu().double().expand(y.shape) for x in (mean, sd))
     except RuntimeError as error:
         shapes = tuple(mean.shape), tuple(sd.shape)
-        raise ValueError(f"mean and sd must fit the truth's shape {tuple(y.shape)}, got {shapes}") from error
+        raise ValueError(f"mean (estimate) and sd must fit the truth's shape {tuple(y.shape)}, got {shapes}") from error
     point = s == 0
     score = scoringrules.crps_normal(y.numpy(), m.numpy(), torch.where(point, 1.0, s).numpy(), backend="numpy")
     return torch.where(point, (m - y).abs(), torch.from_numpy(np.asarray(score)))
@@ -51,7 +50,7 @@ def crps_normal(mean: Tensor, sd: Tensor, truth: Tensor) -> Tensor:
 
 def crps_point(estimate: Tensor, truth: Tensor) -> Tensor:
     """CRPS of one value that claims to be certain: its absolute error, (B, ...) float64."""
-    return crps_normal(estimate, torch.zeros(()), truth)
+    return crps_normal(on_host("estimate", estimate), torch.zeros(()), truth)
 
 
 def energy_score(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
@@ -62,7 +61,7 @@ def energy_score(samples: Tensor, truth: Tensor, fair: bool = True) -> Tensor:
     """
     import scoringrules
 
-    ensemble(samples, truth, 2 if fair else 1)
+    samples, truth = ensemble(samples, truth, 2 if fair else 1)
     scores = []
     for x, y in zip(samples, truth, strict=True):
         points = (x.detach().cpu().double() - y.detach().cpu().double()).flatten(1)  # (S, D), the truth at 0
@@ -89,8 +88,9 @@ def joined(pieces: Sequence[Any], truth: Tensor) -> Tensor:
     return torch.cat(flat or [torch.zeros(0, dtype=torch.float64)]).reshape(truth.shape)
 
 
-def ensemble(samples: Tensor, truth: Tensor, least: int = 1) -> int:
-    """Check shapes, finite values and that there are at least `least` samples; return their number S."""
+def ensemble(samples: Tensor, truth: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+    """Both as tensors, after checking shapes, finite values and that there are at least `least` samples."""
+    samples, truth = tensor("samples", samples), tensor("truth", truth)
     if samples.ndim < 2 or (samples.shape[0], *samples.shape[2:]) != tuple(truth.shape):
         raise ValueError(
             f"samples and truth must have shapes (B, S, ...) and (B, ...), got {tuple(samples.shape)} "
@@ -98,11 +98,9 @@ def ensemble(samples: Tensor, truth: Tensor, least: int = 1) -> int:
         )
     if samples.shape[1] < least:
         raise ValueError(f"samples must hold at least {least} for each truth, got {samples.shape[1]}")
-    finite("samples", samples)
-    finite("truth", truth)
-    return samples.shape[1]
+    return finite("samples", samples), finite("truth", truth)
 
 
 def on_host(name: str, values: Tensor) -> Tensor:
     """Finite values as a float64 tensor in main memory."""
-    return finite(name, values).detach().cpu().double()
+    return tensor(name, finite(name, values)).detach().cpu().double()

@@ -8,6 +8,8 @@ scenes         training scenes, drawn from a prior
 distributions  what their quantities are drawn from
 structures     positions on filaments, rings and clusters
 blinking       movies of molecules that blink and bleach
+
+Where a tensor is wanted an array of numpy will do; results are tensors.
 """
 
 from .camera import Camera, expose, to_photoelectrons

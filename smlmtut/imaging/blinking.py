@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validate import image_shape, non_negative, positive, rank, whole
+from .._validate import floating, image_shape, instance, non_negative, number, positive, whole
 from .camera import Camera
 from .distributions import Distribution, Uniform, draw, lowest
 from .psf import PSF, Emitters, present_mask
@@ -29,9 +29,9 @@ class Kinetics:
     photons: Distribution = Uniform(500.0, 1500.0)  # noqa: RUF009  frozen, so it can be shared
 
     def __post_init__(self) -> None:
-        positive("on_time", self.on_time)
-        positive("off_time", self.off_time)
-        if not positive("flashes", self.flashes) >= 1:
+        number("on_time", self.on_time, positive)
+        number("off_time", self.off_time, positive)
+        if not number("flashes", self.flashes, positive) >= 1:
             raise ValueError(f"flashes must be at least 1, got {self.flashes}")
         non_negative("photons", lowest(self.photons))
 
@@ -72,7 +72,9 @@ def blink(u: Tensor, v: Tensor, kinetics: Kinetics, frames: int, generator: torc
     u, v: (M,) positions, camera pixels. frames: length of the movie. A molecule that is bright for a part of a
     frame gives that part of its photons. Raises ValueError where u and v are not of one length.
     """
-    if rank("u", u, 1).shape != rank("v", v, 1).shape:
+    u, v = (floating(name, x, 1) for name, x in (("u", u), ("v", v)))
+    instance("generator", generator, torch.Generator)
+    if u.shape != v.shape:
         raise ValueError(f"v must have the length of u, {len(u)}, got {len(v)}")
     whole("frames", frames)
     many, device = len(u), generator.device

@@ -1,22 +1,25 @@
 """From expected photons to raw frames and back: an sCMOS camera, pixel by pixel."""
 
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .._validate import between, finite, image_shape, non_negative, positive, rank, whole
+from .. import _validate as valid
 
 Value = float | Tensor
+# photo-electrons of a pixel. A GPU draws Poisson numbers as 32-bit integers, which end at 4.29e9; a CPU's spread is
+# wrong from 1e14 (float32) or 1e16 (float64), and from 9.2e18 its numbers are negative.
+BRIGHTEST = 4e9
 
 
 @dataclass(frozen=True)
 class Camera:
     """An sCMOS camera: x = g · Poisson(ω) + o + Normal(0, var), then rounding and saturation.
 
-    gain g: ADU per photo-electron; offset o: ADU; read_variance var: ADU². Each is a float or an (H, W) map
-        (a tensor or a numpy array); or (B, H, W), a part of the sensor of its own for every frame of a batch.
+    gain g: ADU per photo-electron; offset o: ADU; read_variance var: ADU². Each is a number or an (H, W) map
+        (a tensor, an array or nested lists); or (B, H, W), a part of the sensor of its own for every frame of a batch.
     quantum_efficiency: photo-electrons per photon, in (0, 1].
     saturation: the largest ADU value the camera reports, or None.
     integer: whether raw values are rounded to whole ADU.
@@ -33,18 +36,18 @@ class Camera:
     def __post_init__(self) -> None:
         for name in ("gain", "offset", "read_variance"):
             value = getattr(self, name)
-            if isinstance(value, np.ndarray):
-                value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
+            if not isinstance(value, Tensor | Real):
+                value = valid.tensor(name, value).double()
             if isinstance(value, Tensor):
-                rank(name, value, 0, 2, 3)
+                (valid.floating if value.is_floating_point() else valid.tensor)(name, value, 0, 2, 3)
             object.__setattr__(self, name, value)
-        positive("gain", self.gain)
-        finite("offset", self.offset)
-        non_negative("read_variance", self.read_variance)
-        positive("quantum_efficiency", self.quantum_efficiency)
-        between("quantum_efficiency", self.quantum_efficiency, 0, 1)
+        valid.positive("gain", self.gain)
+        valid.finite("offset", self.offset)
+        valid.non_negative("read_variance", self.read_variance)
+        valid.number("quantum_efficiency", self.quantum_efficiency, valid.positive)
+        valid.between("quantum_efficiency", self.quantum_efficiency, 0, 1)
         if self.saturation is not None:
-            finite("saturation", self.saturation)
+            valid.number("saturation", self.saturation)
             if not bool(torch.all(torch.as_tensor(self.offset) < self.saturation)):
                 raise ValueError(f"saturation must be above the offset, got {self.saturation} ADU")
         shapes = {name: tuple(m.shape) for name, m in self._maps().items()}
@@ -72,8 +75,8 @@ class Camera:
 
         Raises ValueError where that part does not lie on the maps.
         """
-        height, width = image_shape("shape", shape)
-        row, column = whole("row", row, 0), whole("column", column, 0)
+        height, width = valid.image_shape("shape", shape)
+        row, column = valid.whole("row", row, 0), valid.whole("column", column, 0)
         full = self.shape
         if full is not None and (row + height > full[0] or column + width > full[1]):
             raise ValueError(
@@ -89,7 +92,8 @@ class Camera:
         rows, columns: (B,) int64. Returns a camera whose maps are (B, H, W); numbers stay numbers.
         Raises ValueError where a part does not lie on the maps, or the maps are a batch already.
         """
-        height, width = image_shape("shape", shape)
+        height, width = valid.image_shape("shape", shape)
+        rows, columns = valid.integers("rows", rows, 1), valid.integers("columns", columns, 1)
         maps = self._maps()
         if any(m.ndim == 3 for m in maps.values()):
             raise ValueError("crops needs the (H, W) maps of a whole sensor, got a batch of parts")
@@ -106,6 +110,7 @@ class Camera:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Camera":
         """The same camera with its maps on another device or in another floating-point type."""
+        device = device if device is None else valid.device_here("device", device)
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         moved |= {name: moved[name].to(device=device, dtype=dtype) for name in moved if isinstance(moved[name], Tensor)}
         return Camera(**moved)
@@ -127,14 +132,16 @@ def expose(rate: Tensor, camera: Camera, generator: torch.Generator | None = Non
     rate: (..., H, W) expected photons on each pixel during the exposure, float32 or float64.
     Returns (..., H, W) ADU of the same type. A value below the offset, even below 0, is kept as it is: the
     offset of a real camera is set high enough that its converter hardly ever sees one.
-    Raises ValueError where the rate is negative or not finite, or its size is not that of the camera's maps.
+    Raises ValueError where the rate is negative, not finite, or above BRIGHTEST photo-electrons, beyond which they
+    cannot be counted on every device; or where its size is not that of the camera's maps.
     """
-    non_negative("rate", rate)
-    if not rate.is_floating_point():
-        raise ValueError(f"rate must be float32 or float64, got {rate.dtype}")
+    rate = valid.floating("rate", valid.non_negative("rate", rate))
     check_frame_size("rate", rate, camera)
     gain, offset, variance = camera.as_tensors(rate)
-    electrons = torch.poisson(camera.quantum_efficiency * rate, generator=generator)
+    mean = camera.quantum_efficiency * rate
+    if mean.numel() and float(mean.max()) > BRIGHTEST:
+        raise ValueError(f"rate must be at most {BRIGHTEST:g} photo-electrons in a pixel, got {float(mean.max()):g}")
+    electrons = torch.poisson(mean, generator=generator)
     noise = torch.randn(rate.shape, generator=generator, dtype=rate.dtype, device=rate.device)
     adu = gain * electrons + offset + variance.sqrt() * noise
     if camera.integer:
@@ -149,7 +156,7 @@ def to_photoelectrons(adu: Tensor, camera: Camera) -> Tensor:
     float32. Saturated pixels keep their (too low) value: find them with `saturated`.
     Raises ValueError where a value is not finite or the size is not that of the camera's maps.
     """
-    finite("adu", adu)
+    adu = valid.tensor("adu", valid.finite("adu", adu))
     check_frame_size("adu", adu, camera)
     x = adu if adu.dtype == torch.float64 else adu.to(torch.float32)
     gain, offset, _ = camera.as_tensors(x)
@@ -158,14 +165,16 @@ def to_photoelectrons(adu: Tensor, camera: Camera) -> Tensor:
 
 def saturated(adu: Tensor, camera: Camera) -> Tensor:
     """Bool (..., H, W): pixels that reached the camera's largest value, whose true signal is unknown."""
+    adu = valid.tensor("adu", adu)
+    valid.instance("camera", camera, Camera)
     if camera.saturation is None:
         return torch.zeros_like(adu, dtype=torch.bool)
-    return adu >= camera.saturation
+    return valid.signed(adu) >= camera.saturation
 
 
 def check_frame_size(name: str, frame: Tensor, camera: Camera) -> None:
     """ValueError where the last two dimensions of a frame are not the camera's maps'."""
-    if camera.shape is not None and tuple(frame.shape[-2:]) != camera.shape:
+    if valid.instance("camera", camera, Camera).shape is not None and tuple(frame.shape[-2:]) != camera.shape:
         raise ValueError(
             f"{name} must have the camera maps' size {camera.shape} in its last two dimensions, "
             f"got shape {tuple(frame.shape)}; use camera.crop for a part of the sensor"

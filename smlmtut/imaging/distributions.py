@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validate import finite, positive, rank
+from .._validate import number, positive
 
 
 def _ordered(low: float, high: float) -> None:
-    if not finite("low", low) <= finite("high", high):
+    if not number("low", low) <= number("high", high):
         raise ValueError(f"low must be at most high, got low={low}, high={high}")
 
 
@@ -59,7 +59,7 @@ def draw(distribution: Distribution, shape: tuple[int, ...], generator: torch.Ge
 
 def number_or_distribution(name: str, value: Distribution) -> Distribution:
     """Return value if it is a distribution or one finite number; ValueError otherwise."""
-    return value if isinstance(value, Uniform | LogUniform) else rank(name, finite(name, value), 0)
+    return value if isinstance(value, Uniform | LogUniform) else number(name, value)
 
 
 def lowest(distribution: Distribution) -> float:

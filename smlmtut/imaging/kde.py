@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .._validate import choice, finite, image_shape, non_negative, positive, rank, whole
+from .. import _validate as valid
 from .psf import Emitters, pixel_integral
 
 Coordinate = TypeVar("Coordinate", float, np.ndarray, Tensor)
@@ -24,15 +24,18 @@ LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of 
 
 
 def to_super_resolved(position: Coordinate, factor: int = 4) -> Coordinate:
-    """Index on the super-resolved grid of a position in camera pixels: s = f (u + 1/2) − 1/2."""
-    return whole("factor", factor) * (position + 0.5) - 0.5
+    """Index on the super-resolved grid of a position in camera pixels: s = f (u + 1/2) − 1/2; an array of an array."""
+    valid.tensor("position", position)
+    return valid.whole("factor", factor) * (position + 0.5) - 0.5
 
 
 def to_camera(index: Coordinate, factor: int = 4) -> Coordinate:
     """Position in camera pixels of an index on the super-resolved grid: u = (s + 1/2) / f − 1/2."""
-    return (index + 0.5) / whole("factor", factor) - 0.5
+    valid.tensor("index", index)
+    return (index + 0.5) / valid.whole("factor", factor) - 0.5
 
 
+@valid.enough_memory("shape")
 def kde_image(
     emitters: Emitters,
     shape: tuple[int, int],
@@ -49,22 +52,21 @@ def kde_image(
     sigma: kernel width in super-resolved pixels.
     amplitude: "peak", a = 1: a kernel at a pixel's centre reaches 1 there; "mass", a = 1 / (2π sigma²): a
         kernel away from the border sums to 1, within some 4 exp(−2π² sigma²): 1.1e-8 at sigma = 1.
-    weights w: (B, E) tensor, for instance emitters.photons; None: 1.
+    weights w: (B, E), for instance emitters.photons; None: 1.
     Returns (B, 1, f·H, f·W), in the type and on the device of emitters.u. Overlapping kernels add up. An emitter
     beyond the border contributes the tail that reaches the grid.
     Raises ValueError where sigma is not positive, factor is not a whole number ≥ 1, or weights has another
     shape or is not finite.
     """
-    height, width = image_shape("shape", shape)
-    positive("sigma", sigma)
-    choice("amplitude", amplitude, ("peak", "mass"))
-    weight = emitters.mask.to(emitters.u.dtype)  # (B, E)
+    height, width = valid.image_shape("shape", shape)
+    valid.number("sigma", sigma, valid.positive)
+    valid.choice("amplitude", amplitude, ("peak", "mass"))
+    weight = valid.instance("emitters", emitters, Emitters).mask.to(emitters.u.dtype)  # (B, E)
     if weights is not None:
-        if finite("weights", weights).shape != emitters.u.shape:
-            raise ValueError(
-                f"weights must have the emitters' shape {tuple(emitters.u.shape)}, got {tuple(weights.shape)}"
-            )
-        weight = weight * weights
+        factors = valid.finite("weights", valid.tensor("weights", weights, mask=True).to(weight))
+        if factors.shape != weight.shape:
+            raise ValueError(f"weights must have the emitters' shape {tuple(weight.shape)}, got {tuple(factors.shape)}")
+        weight = weight * factors
     if amplitude == "mass":
         weight = weight / (2 * math.pi * sigma**2)
     along_u = kernel(to_super_resolved(emitters.u, factor), sigma, factor * width)  # (B, E, fW)
@@ -103,14 +105,15 @@ def to_coordinates(
     y: (B, 1, f·H, f·W), kernels of peak 1 and sd sigma (super-resolved pixels). threshold: lowest height;
     min_mass: lowest mass. Raises ValueError for a value that is not finite, a wrong shape or a negative limit.
     """
-    if rank("y", finite("y", y), 4).shape[1] != 1:
+    y = valid.floating("y", valid.finite("y", y), 4)
+    if y.shape[1] != 1:
         raise ValueError(f"y must have shape (B, 1, f·H, f·W), got {tuple(y.shape)}")
-    factor = whole("factor", factor)
+    factor = valid.whole("factor", factor)
     if y.shape[-2] % factor or y.shape[-1] % factor:
         raise ValueError(f"y must have sides that the factor {factor} divides, got {tuple(y.shape)}")
-    positive("sigma", sigma)
-    non_negative("threshold", threshold)
-    non_negative("min_mass", min_mass)
+    valid.number("sigma", sigma, valid.positive)
+    valid.number("threshold", threshold, valid.non_negative)
+    valid.number("min_mass", min_mass, valid.non_negative)
     y = y.detach()[:, 0]  # (B, h, w)
     height, width = y.shape[1:]
     highest = (F.max_pool2d(y[:, None], 3, stride=1, padding=1)[:, 0] == y) & (y > threshold)
@@ -200,6 +203,7 @@ def _mass(y: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
     return torch.where(own, y.flatten()[pixel], 0.0).sum(1)
 
 
+@valid.enough_memory("shape")
 def render(
     u: ArrayLike | Tensor,
     v: ArrayLike | Tensor,
@@ -215,10 +219,8 @@ def render(
     Returns (f·H, f·W) float64, in main memory. Mass that falls outside the frame is not in the image.
     Raises ValueError where u, v or sd differ in length or are not finite, or sd is not positive.
     """
-    height, width = (whole("factor", factor) * n for n in image_shape("shape", shape))
-    positions = [_on_host(x) for x in (u, v)]
-    for name, x in zip(("u", "v"), positions, strict=True):
-        finite(name, rank(name, x, 1))
+    height, width = (valid.whole("factor", factor) * n for n in valid.image_shape("shape", shape))
+    positions = [valid.finite(name, _on_host(name, x, 1)) for name, x in (("u", u), ("v", v))]
     if positions[0].shape != positions[1].shape:
         raise ValueError(f"v must have the length of u, {len(positions[0])}, got {len(positions[1])}")
     columns, rows = (to_super_resolved(x, factor) for x in positions)  # (N,)
@@ -227,8 +229,8 @@ def render(
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         flat = (row * width + column)[inside]
         return torch.bincount(flat, minlength=height * width).double().reshape(height, width)
-    spread = _on_host(positive("sd", sd))
-    if rank("sd", spread, 0, 1).ndim and spread.shape != columns.shape:
+    spread = _on_host("sd", valid.positive("sd", sd), 0, 1)
+    if spread.ndim and spread.shape != columns.shape:
         raise ValueError(f"sd must be a number or have the length of u, {len(columns)}, got {len(spread)}")
     spread = (factor * spread).expand(columns.shape)
     image = torch.zeros(height * width, dtype=torch.float64)
@@ -257,11 +259,9 @@ def _window(position: Tensor, sd: Tensor, reach: int, size: int) -> tuple[Tensor
     return torch.where(on_grid, pixels, 0), torch.where(on_grid, share, 0.0)
 
 
-def _on_host(values: ArrayLike | Tensor) -> Tensor:
+def _on_host(name: str, values: ArrayLike | Tensor, *ranks: int) -> Tensor:
     """Numbers of any kind, a table's column among them, as a float64 tensor in main memory."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu().double()
-    return torch.from_numpy(np.array(values, dtype=np.float64))
+    return valid.tensor(name, values, *ranks).detach().cpu().double()
 
 
 def kernel(position: Tensor, sigma: float, size: int) -> Tensor:

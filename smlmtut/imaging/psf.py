@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._validate import choice, finite, image_shape, non_negative, positive, rank, whole
+from .. import _validate as valid
 
 EMITTER_PARAMETERS = ("u", "v", "photons", "sigma", "sigma_u", "sigma_v")
 
@@ -17,7 +17,7 @@ class PSF:
     """Gaussian point-spread function.
 
     sigma: standard deviation in camera pixels, along u (columns) and, if sigma_v is None, along v (rows)
-        too; a float, or a tensor that broadcasts to (B, E): one value for each emitter.
+        too; a float, or a tensor or array that broadcasts to (B, E): one value for each emitter.
     sigma_v: standard deviation along v, for an elliptic PSF.
     Raises ValueError unless both are finite and positive.
     """
@@ -26,9 +26,9 @@ class PSF:
     sigma_v: float | Tensor | None = None
 
     def __post_init__(self) -> None:
-        positive("sigma", self.sigma)
-        if self.sigma_v is not None:
-            positive("sigma_v", self.sigma_v)
+        for name in ("sigma", "sigma_v") if self.sigma_v is not None else ("sigma",):
+            value = valid.positive(name, getattr(self, name))
+            object.__setattr__(self, name, value if isinstance(value, float | int) else valid.tensor(name, value))
 
     @property
     def sigmas(self) -> tuple[float | Tensor, float | Tensor]:
@@ -44,6 +44,7 @@ class Emitters:
         pixel. A position outside the frame is allowed: its light still reaches the frame's edge.
     photons: (B, E) expected photo-electrons of each emitter, summed over an infinite sensor.
     present: (B, E) bool; False marks padding. None: all are present.
+    Tensors or arrays. u is float32 or float64 (whole numbers become float64), and v and photons take its type.
     Raises ValueError where shapes differ, a number is not finite, or photons is negative.
     """
 
@@ -54,21 +55,20 @@ class Emitters:
 
     def __post_init__(self) -> None:
         for name in ("u", "v", "photons"):
-            value = getattr(self, name)
-            if not isinstance(value, Tensor):
-                raise ValueError(f"{name} must be a tensor of shape (B, E), got {type(value).__name__}")
-            rank(name, value, 2)
+            value = valid.tensor(name, getattr(self, name), 2)
+            value = valid.floating(name, value if value.is_floating_point() else value.double())
+            object.__setattr__(self, name, value if name == "u" else value.to(self.u))
             if value.shape != self.u.shape:
                 raise ValueError(f"{name} must have the shape of u, {tuple(self.u.shape)}, got {tuple(value.shape)}")
-        finite("u", self.u)
-        finite("v", self.v)
-        non_negative("photons", self.photons)
-        if self.present is None:
-            object.__setattr__(self, "present", torch.ones_like(self.u, dtype=torch.bool))
-        elif self.present.shape != self.u.shape or self.present.dtype != torch.bool:
+        valid.finite("u", self.u)
+        valid.finite("v", self.v)
+        valid.non_negative("photons", self.photons)
+        given = torch.ones_like(self.u, dtype=torch.bool) if self.present is None else self.present
+        present = valid.tensor("present", given, mask=True).to(self.u.device)
+        object.__setattr__(self, "present", present)
+        if present.shape != self.u.shape or present.dtype != torch.bool:
             raise ValueError(
-                f"present must be bool of shape {tuple(self.u.shape)}, "
-                f"got {self.present.dtype} of shape {tuple(self.present.shape)}"
+                f"present must be bool of shape {tuple(self.u.shape)}, got {present.dtype} of {tuple(present.shape)}"
             )
 
     @classmethod
@@ -87,6 +87,7 @@ class Emitters:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Emitters":
         """The same emitters on another device or in another floating-point type."""
+        device = device if device is None else valid.device_here("device", device)
         u, v, photons = (x.to(device=device, dtype=dtype) for x in (self.u, self.v, self.photons))
         return replace(self, u=u, v=v, photons=photons, present=self.mask.to(device=device))
 
@@ -108,7 +109,8 @@ def pixel_integral(position: Tensor, sigma: float | Tensor, size: int, start: in
     Returns (..., size), in [0, 1], with full relative accuracy in both tails.
     Raises ValueError where sigma is not positive or size is not a whole number ≥ 1.
     """
-    lower, upper = _edges(position, positive("sigma", sigma), size, start)
+    position = valid.floating("position", position)
+    lower, upper = _edges(position, valid.positive("sigma", sigma), size, start)
     right = lower + upper > 0  # mirror to the left of the emitter: there erfc keeps the tail's digits
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     return 0.5 * (torch.special.erfc(-upper) - torch.special.erfc(-lower))  # (..., size)
@@ -133,7 +135,8 @@ def pixel_integral_gradient(
 
     Arguments as pixel_integral. Returns two tensors (..., size), per pixel.
     """
-    lower, upper = _edges(position, positive("sigma", sigma), size, start)
+    position = valid.floating("position", position)
+    lower, upper = _edges(position, valid.positive("sigma", sigma), size, start)
     width = _column(sigma, position)
     norm = 1 / (math.sqrt(2 * math.pi) * width)
     at_lower, at_upper = norm * torch.exp(-(lower**2)), norm * torch.exp(-(upper**2))  # density at the edges
@@ -157,6 +160,7 @@ def pixel_factors(position: Tensor, sigma: Tensor, size: int) -> tuple[Tensor, T
     return beyond.diff(dim=0) + holds_centre, -density.diff(dim=0), -(z * density).diff(dim=0)
 
 
+@valid.enough_memory("shape")
 def expected_photons(
     emitters: Emitters,
     psf: PSF,
@@ -173,15 +177,16 @@ def expected_photons(
     Returns (B, H, W), in the type and on the device of emitters.u.
     Raises ValueError where the background is negative or has another shape.
     """
-    height, width = image_shape("shape", shape)
-    sigma_u, sigma_v = psf.sigmas
+    height, width = valid.image_shape("shape", shape)
+    sigma_u, sigma_v = valid.instance("psf", psf, PSF).sigmas
+    photons = valid.instance("emitters", emitters, Emitters).photons * emitters.mask  # (B, E)
     along_u = pixel_integral(emitters.u, sigma_u, width, origin[0])  # (B, E, W)
     along_v = pixel_integral(emitters.v, sigma_v, height, origin[1])  # (B, E, H)
-    photons = emitters.photons * emitters.mask  # (B, E)
     rate = torch.einsum("be,beh,bew->bhw", photons, along_v, along_u)
     return rate + background_image(background, (len(emitters), height, width), rate)  # (B, H, W)
 
 
+@valid.enough_memory("shape")
 def rate_gradient(
     emitters: Emitters,
     psf: PSF,
@@ -197,9 +202,10 @@ def rate_gradient(
     emitter: (u_1, v_1, N_1, u_2, …, b). Rows of emitters that are not present are zero.
     Raises ValueError for an unknown, repeated or misplaced name.
     """
-    height, width = image_shape("shape", shape)
+    height, width = valid.image_shape("shape", shape)
     own = _emitter_parameters(parameters)
-    sigma_u, sigma_v = psf.sigmas
+    valid.instance("emitters", emitters, Emitters)
+    sigma_u, sigma_v = valid.instance("psf", psf, PSF).sigmas
     eu = pixel_integral(emitters.u, sigma_u, width, origin[0])  # (B, E, W)
     ev = pixel_integral(emitters.v, sigma_v, height, origin[1])  # (B, E, H)
     du, su = pixel_integral_gradient(emitters.u, sigma_u, width, origin[0])
@@ -225,8 +231,7 @@ def rate_gradient(
 
 def background_image(background: float | Tensor, shape: tuple[int, int, int], like: Tensor) -> Tensor:
     """A background given as a float, (B,), (H, W) or (B, H, W) as a tensor that broadcasts to shape (B, H, W)."""
-    image = torch.as_tensor(non_negative("background", background), dtype=like.dtype, device=like.device)
-    rank("background", image, 0, 1, 2, 3)
+    image = valid.tensor("background", valid.non_negative("background", background), 0, 1, 2, 3).to(like)
     fits = {0: (), 1: shape[:1], 2: shape[1:], 3: shape}[image.ndim]
     if any(n not in (1, m) for n, m in zip(image.shape, fits, strict=True)):
         raise ValueError(
@@ -237,7 +242,7 @@ def background_image(background: float | Tensor, shape: tuple[int, int, int], li
 
 
 def _emitter_parameters(parameters: Sequence[str]) -> list[str]:
-    names = [choice("parameters", name, (*EMITTER_PARAMETERS, "background")) for name in parameters]
+    names = [valid.choice("parameters", name, (*EMITTER_PARAMETERS, "background")) for name in parameters]
     if len(set(names)) != len(names) or ("background" in names and names[-1] != "background") or not names:
         raise ValueError(f"parameters must name each parameter once, with 'background' last, got {names}")
     if "sigma" in names and ("sigma_u" in names or "sigma_v" in names):
@@ -247,11 +252,16 @@ def _emitter_parameters(parameters: Sequence[str]) -> list[str]:
 
 def _edges(position: Tensor, sigma: float | Tensor, size: int, start: int) -> tuple[Tensor, Tensor]:
     """Distances of the pixels' lower and upper edges from the emitter, in units of √2 sigma."""
-    pixels = torch.arange(start, start + whole("size", size), dtype=position.dtype, device=position.device)
+    pixels = torch.arange(start, start + valid.whole("size", size), dtype=position.dtype, device=position.device)
     distance = pixels - position[..., None]  # (..., size)
     scale = math.sqrt(2) * _column(sigma, position)
     return (distance - 0.5) / scale, (distance + 0.5) / scale
 
 
 def _column(sigma: float | Tensor, position: Tensor) -> Tensor:
-    return torch.as_tensor(sigma, dtype=position.dtype, device=position.device).expand(position.shape)[..., None]
+    width = valid.tensor("sigma", sigma).to(position)
+    try:
+        return width.expand(position.shape)[..., None]
+    except RuntimeError as error:
+        shapes = f"{tuple(position.shape)}, got {tuple(width.shape)}"
+        raise ValueError(f"sigma must be a number or broadcast to the positions' shape {shapes}") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .._validate import choice, image_shape, non_negative, positive, whole
+from .._validate import choice, floating, image_shape, instance, non_negative, number, positive, whole
 from . import structures
 from .camera import Camera, expose, to_photoelectrons
 from .distributions import Distribution, LogUniform, Uniform, draw, highest, lowest, number_or_distribution
@@ -53,8 +53,9 @@ class Scene:
         if highest(self.gradient) > 2:
             raise ValueError(f"gradient must be at most 2, where the background ends at 0, got {self.gradient}")
         choice("layout", self.layout, LAYOUTS)
-        non_negative("margin", self.margin)
-        positive("pixel_size_nm", self.pixel_size_nm)
+        number("margin", self.margin, non_negative)
+        number("pixel_size_nm", self.pixel_size_nm, positive)
+        instance("camera", self.camera, Camera)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def draw_batch(scene: Scene, batch: int, shape: tuple[int, int], generator: torc
     The same generator state gives the same batch. Raises ValueError where the camera's maps are smaller than
     the frame, and what psf, camera and Scene raise.
     """
+    instance("generator", generator, torch.Generator)
     height, width = image_shape("shape", shape)
     batch = whole("batch", batch)
     per_pixel = draw(scene.density, (batch,), generator) * (scene.pixel_size_nm / 1000) ** 2
@@ -97,8 +99,9 @@ def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], gener
 
     Raises ValueError as draw_batch does.
     """
+    instance("generator", generator, torch.Generator)
     height, width = image_shape("shape", shape)
-    batch = len(emitters)
+    batch = len(instance("emitters", emitters, Emitters))
     sigma = draw(scene.sigma, (batch,), generator)
     level = draw(scene.background, (batch,), generator)
     background = level[:, None, None] * _slope(scene.gradient, batch, (height, width), generator)
@@ -123,7 +126,9 @@ def draw_positions(
 
     per_pixel: (B,) mean number of emitters per pixel, of which each frame holds a Poisson number.
     """
-    height, width = shape
+    height, width = image_shape("shape", shape)
+    instance("generator", generator, torch.Generator)
+    per_pixel = floating("per_pixel", non_negative("per_pixel", per_pixel), 1)
     if scene.layout in structures.NAMES:
         return structures.draw(scene.layout, per_pixel, shape, generator)
     span_u, span_v = width + 2 * scene.margin, height + 2 * scene.margin

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._validate import finite, image_shape, non_negative, positive, rank, whole
+from .._validate import finite, image_shape, instance, non_negative, number, positive, shown, tensor, whole
 from .camera import Camera, expose
 from .psf import PSF, Emitters, expected_photons, present_mask
 
@@ -28,7 +28,8 @@ def frames(
     Returns (B, H, W) ADU, in the type and on the device of emitters.u, which must be the generator's.
     Raises ValueError where the devices differ, and what expected_photons and expose raise.
     """
-    if emitters.u.device.type != generator.device.type:
+    instance("generator", generator, torch.Generator)
+    if instance("emitters", emitters, Emitters).u.device.type != generator.device.type:
         raise ValueError(f"generator must be on the emitters' device {emitters.u.device}, got {generator.device}")
     return expose(expected_photons(emitters, psf, shape, background), camera, generator)
 
@@ -41,6 +42,7 @@ def disc_positions(
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """u and v of points spread evenly over a disc, in the given shape and the unit of radius and center (u, v)."""
+    instance("generator", generator, torch.Generator)
     # the area inside r grows as r², so r / radius is the square root of a uniform number
     r = radius * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device).sqrt()
     angle = 2 * math.pi * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
@@ -64,7 +66,7 @@ def uniform_on_disc(
     Raises ValueError for a negative count, a radius that is not positive, or a range whose ends are swapped.
     """
     whole("batch", batch)
-    positive("radius", radius)
+    number("radius", radius, positive)
     center = _two_numbers("center", center)
     present = _counted(batch, count, generator)  # (B, E)
     u, v = disc_positions(present.shape, radius, center, generator, dtype)
@@ -89,11 +91,12 @@ def uniform_in_frame(
     Raises ValueError where both or neither are given, or one is negative.
     """
     whole("batch", batch)
+    instance("generator", generator, torch.Generator)
     height, width = image_shape("shape", shape)
     if count is not None and density is None:
         present = _counted(batch, count, generator)
     elif density is not None and count is None:
-        mean = torch.full((batch,), float(non_negative("density", density)) * height * width)
+        mean = torch.full((batch,), float(number("density", density, non_negative)) * height * width)
         counts = torch.poisson(mean.double().to(generator.device), generator=generator).long()
         present = present_mask(counts)
     else:
@@ -116,17 +119,15 @@ def emitter_pair(
     Returns (B, 2) emitters.
     Raises ValueError for a negative separation or shapes that do not broadcast to (B,).
     """
-    half = torch.as_tensor(non_negative("separation", separation), dtype=dtype) / 2
-    turn = torch.as_tensor(finite("angle", angle), dtype=dtype, device=half.device)
-    rank("separation", half, 0, 1)
-    rank("angle", turn, 0, 1)
+    half = tensor("separation", non_negative("separation", separation), 0, 1).to(dtype) / 2
+    turn = tensor("angle", finite("angle", angle), 0, 1).to(half)
     if half.ndim and turn.ndim and half.shape != turn.shape:
         raise ValueError(f"angle must have the length of separation, {len(half)}, got {len(turn)}")
     u0, v0 = _two_numbers("center", center)
     sign = torch.tensor([-1.0, 1.0], dtype=dtype, device=half.device)
     u = u0 + sign * torch.atleast_1d(half * turn.cos())[:, None]  # (B, 2)
     v = v0 + sign * torch.atleast_1d(half * turn.sin())[:, None]
-    return Emitters(u, v, torch.full_like(u, float(non_negative("photons", photons))))
+    return Emitters(u, v, torch.full_like(u, float(number("photons", photons, non_negative))))
 
 
 def flat_fields(
@@ -142,8 +143,8 @@ def flat_fields(
     Returns (L, repeats, H, W) ADU, float64, on the generator's device.
     Raises ValueError where a level is negative, or shape is not that of the camera's maps.
     """
-    light = torch.as_tensor(non_negative("levels", levels), dtype=torch.float64, device=generator.device)
-    rank("levels", light, 1)
+    device = instance("generator", generator, torch.Generator).device
+    light = tensor("levels", non_negative("levels", levels), 1).to(device, torch.float64)
     height, width = image_shape("shape", shape)
     rate = light[:, None, None, None].expand(-1, whole("repeats", repeats), height, width)
     return expose(rate, camera, generator)
@@ -151,7 +152,8 @@ def flat_fields(
 
 def _counted(batch: int, count: Count, generator: torch.Generator) -> Tensor:
     """Bool (B, E): the first `count` of each row."""
-    low, high = count if isinstance(count, tuple) else (count, count)
+    instance("generator", generator, torch.Generator)
+    low, high = count if isinstance(count, tuple) and len(count) == 2 else (count, count)
     low, high = whole("count", low, 0), whole("count", high, 0)
     if low > high:
         raise ValueError(f"count must be (fewest, most), got {count}")
@@ -160,9 +162,9 @@ def _counted(batch: int, count: Count, generator: torch.Generator) -> Tensor:
 
 
 def _photons(photons: Range, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    ends = photons if isinstance(photons, tuple) else (photons, photons)
+    ends = photons if isinstance(photons, tuple) and len(photons) == 2 else (photons, photons)
     for end in ends:
-        non_negative("photons", end)
+        number("photons", end, non_negative)
     return _uniform("photons", (float(ends[0]), float(ends[1])), shape, generator, dtype)
 
 
@@ -176,6 +178,8 @@ def _uniform(
 
 
 def _two_numbers(name: str, value: tuple[float, float]) -> tuple[float, float]:
-    if len(value) != 2:
-        raise ValueError(f"{name} must be two numbers (u, v), got {value!r}")
-    return float(finite(name, value[0])), float(finite(name, value[1]))
+    try:
+        u, v = value
+    except (TypeError, ValueError) as error:  # no sequence, or not of two
+        raise ValueError(f"{name} must be two numbers (u, v), got {shown(value)}") from error
+    return float(number(name, u)), float(number(name, v))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._validate import choice, image_shape, non_negative
+from .._validate import choice, floating, image_shape, instance, non_negative
 from .psf import present_mask
 
 NAMES = ("filaments", "rings", "clusters")
@@ -29,7 +29,9 @@ def draw(
     """
     choice("name", name, NAMES)
     height, width = image_shape("shape", shape)
-    counts = torch.poisson(non_negative("per_pixel", per_pixel) * (height * width), generator=generator)
+    per_pixel = floating("per_pixel", non_negative("per_pixel", per_pixel), 1)
+    instance("generator", generator, torch.Generator)
+    counts = torch.poisson(per_pixel * (height * width), generator=generator)
     present = present_mask(counts)  # (B, E)
     u, v = {"filaments": _filaments, "rings": _rings, "clusters": _clusters}[name](
         present.shape, (height, width), generator

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._validate import choice, finite, positive, rank, whole
+from .._validate import choice, finite, instance, positive, tensor, whole
 from ..imaging.camera import Camera, to_photoelectrons
 from .precision import AUTOCAST
 
@@ -97,7 +97,8 @@ def network_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
 
     electrons: (B, 1, H, W); read_variance: a number or broadcastable to it. Returns (B, 2, H, W).
     """
-    v = torch.as_tensor(read_variance, dtype=electrons.dtype, device=electrons.device)
+    electrons = tensor("electrons", electrons, 4)
+    v = tensor("read_variance", read_variance, *range(5)).to(electrons)
     dark = v + ANSCOMBE
     # Values below −v − 3/8 are set to it. At a read noise of 2 e⁻ that is 2.2 sd below 0: lower values are noise alone.
     signal = 2 * (electrons + dark).clamp(min=0).sqrt() - 2 * dark.sqrt()
@@ -118,10 +119,11 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str
     precision.
     """
     lower = AUTOCAST[choice("precision", precision, tuple(AUTOCAST))]
-    if rank("adu", adu, 3).numel() == 0:
+    adu = tensor("adu", finite("adu", adu), 3)
+    if adu.numel() == 0:
         raise ValueError(f"adu must hold at least one frame with pixels, got shape {tuple(adu.shape)}")
-    weight = network.head.weight
-    electrons = to_photoelectrons(finite("adu", adu), camera).to(weight.device, torch.float32)
+    weight: Tensor = instance("network", network, nn.Module).head.weight
+    electrons = to_photoelectrons(adu, camera).to(weight.device, torch.float32)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float32, device=weight.device)
     variance = variance.expand(electrons.shape)
     many = max(1, PIXELS_AT_ONCE.get(weight.device.type, 1 << 16) // max(1, electrons[0].numel()))

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .._files import HashMismatch, TruncatedFile, replacing, with_suffix
-from .._validate import choice, finite
+from .._validate import choice, device_here, finite, shown
 from .cddpm import ConditionalDiffusion
 from .deepstorm import DeepSTORM
 
@@ -72,11 +72,11 @@ def load(
     name_or_path: a name in SHA256, for weights that come with the package; or a .safetensors file that `save`
         wrote (a Path, or a string with a suffix or a folder in it). Works offline. Never unpickles.
     kind: the class of the network.
-    Raises ValueError for an unknown name, a file of another format, or weights that are not finite;
+    Raises ValueError for an unknown name or device, a file of another format, or weights that are not finite;
     HashMismatch where shipped weights are not the registered ones, TruncatedFile, and ArchitectureMismatch for a
     network of another class or tensors that do not fit the class, which are all ValueErrors; FileNotFoundError.
     """
-    path = _path(name_or_path)
+    device, path = device_here("device", device), _path(name_or_path)
     content = describe(path)
     arguments = content["arguments"]
     if content["class"] != kind.__name__:
@@ -136,6 +136,9 @@ def sha256(name_or_path: str | Path) -> str:
 
 def _place(name_or_path: str | Path) -> Path:
     """The path of weights; a string without suffix and folder is a name."""
+    if not isinstance(name_or_path, str | Path):
+        known = ", ".join(map(repr, SHA256))
+        raise ValueError(f"name_or_path must be a {SUFFIX} file or one of {known}, got {shown(name_or_path)}")
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix or len(path.parts) != 1:
         return path

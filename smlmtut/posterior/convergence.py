@@ -7,7 +7,7 @@ Statistical Science 7:473, for where the sum over the autocorrelations ends.
 import torch
 from torch import Tensor
 
-from .._validate import finite
+from .._validate import finite, tensor
 
 
 def split_r_hat(draws: Tensor) -> Tensor:
@@ -50,7 +50,8 @@ def effective_size(draws: Tensor) -> Tensor:
 
 def _halves(draws: Tensor) -> Tensor:
     """(..., C, S) as (..., 2C, S/2); the middle one of an odd number of draws is left out."""
-    if finite("draws", draws).ndim < 2 or draws.shape[-1] < 4:
+    draws = tensor("draws", finite("draws", draws))
+    if draws.ndim < 2 or draws.shape[-1] < 4:
         raise ValueError(f"draws must have shape (..., C, S) with S of at least 4, got {tuple(draws.shape)}")
     half = draws.shape[-1] // 2
     return torch.cat([draws[..., :half], draws[..., -half:]], -2).double()

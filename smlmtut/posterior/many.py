@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validate import finite, image_shape, non_negative, positive, rank, whole
+from .._validate import finite, image_shape, instance, non_negative, number, positive, tensor, whole
 from ..imaging.distributions import LogUniform
 from ..imaging.kde import kde_image, kernel, to_super_resolved
 from ..imaging.psf import Emitters
@@ -48,14 +48,14 @@ def count_prior(
 
     height, width = image_shape("shape", shape)
     most = whole("most", most, 0)
-    side = positive("pixel_size_nm", pixel_size_nm) / 1000
-    area = (height + 2 * non_negative("margin", margin)) * (width + 2 * margin) * side**2  # µm²
+    side = number("pixel_size_nm", pixel_size_nm, positive) / 1000
+    area = (height + 2 * number("margin", margin, non_negative)) * (width + 2 * margin) * side**2  # µm²
     if isinstance(density, LogUniform) and density.low < density.high:
         low, high = density.low * area, density.high * area
         terms = [exp1(low) - exp1(high), *((gammainc(k, high) - gammainc(k, low)) / k for k in range(1, most + 1))]
         log_p = torch.tensor(terms, dtype=torch.float64).log()
     else:
-        mean = positive("density", density.low if isinstance(density, LogUniform) else density) * area
+        mean = number("density", density.low if isinstance(density, LogUniform) else density, positive) * area
         log_p = torch.tensor([k * math.log(mean) - math.lgamma(k + 1) for k in range(most + 1)], dtype=torch.float64)
     return torch.softmax(log_p, 0)
 
@@ -120,7 +120,7 @@ class Draws:
     def mass(self, factor: int = 4, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
         """Mean and sd (B,) of the sum of y over all pixels; an emitter away from the border adds 2π sigma²."""
         height, width = self.frames.shape[1:]
-        along_u = kernel(to_super_resolved(self.u, factor), positive("sigma", sigma), factor * width).sum(-1)
+        along_u = kernel(to_super_resolved(self.u, factor), number("sigma", sigma, positive), factor * width).sum(-1)
         along_v = kernel(to_super_resolved(self.v, factor), sigma, factor * height).sum(-1)
         total = (along_u * along_v * (self.photons > 0)).sum(-1).flatten(1)  # (B, CS)
         return total.mean(1), total.std(1)
@@ -132,7 +132,13 @@ class Draws:
         Over frames drawn from the prior its mass is uniform on [0, 1]. truth: (B, any); background, sigma: (B,).
         Raises ValueError where the shapes differ, an emitter is outside the prior, or there are more than p(K) allows.
         """
-        if len(truth) != len(self):
+        background, sigma = tensor("background", background, 1), tensor("sigma", sigma, 1)
+        if len(background) != len(self) or len(sigma) != len(self):
+            raise ValueError(
+                f"background and sigma must have the batch of frames, {len(self)}, "
+                f"got {len(background)} and {len(sigma)}"
+            )
+        if len(instance("truth", truth, Emitters)) != len(self):
             raise ValueError(f"truth must have the batch of frames, {len(self)}, got {len(truth)}")
         present, most = truth.mask, len(self.count_prior) - 1
         number = present.sum(1)
@@ -200,10 +206,10 @@ def chain_posterior(
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
     negative, does not sum to 1, or has a 0 between two others, which the chains could not cross.
     """
-    rank("frames", finite("frames", frames), 3)
+    frames = tensor("frames", finite("frames", frames), 3)
     shape = image_shape("frames", (frames.shape[1], frames.shape[2]))
-    device = generator.device
-    variance = torch.as_tensor(non_negative("read_variance", read_variance), dtype=torch.float64, device=device)
+    device = instance("generator", generator, torch.Generator).device
+    variance = tensor("read_variance", non_negative("read_variance", read_variance)).to(device, torch.float64)
     if tuple(variance.shape) not in ((), shape, tuple(frames.shape)):
         raise ValueError(
             f"read_variance must be a number or have shape {shape} or {tuple(frames.shape)}, "
@@ -214,7 +220,7 @@ def chain_posterior(
     if bool(((frames < 0) & (variance == 0)).any()):
         raise ValueError(f"frames must not be negative where read_variance is 0, got {frames[variance == 0].min():g}")
     counts = _count_probabilities(counts).to(device)
-    prior = Prior() if prior is None else prior
+    prior = Prior() if prior is None else instance("prior", prior, Prior)
     if whole("chains", chains, 2) % 2:
         raise ValueError(f"chains must be even, one half for each kind of start, got {chains}")
     whole("draws", draws, 4)
@@ -234,7 +240,7 @@ def chain_posterior(
 
 def _count_probabilities(counts: Tensor | Sequence[float]) -> Tensor:
     """p(K) checked, as float64, without trailing zeros."""
-    p = torch.as_tensor(rank("counts", non_negative("counts", counts), 1), dtype=torch.float64)
+    p = tensor("counts", non_negative("counts", counts), 1).to(torch.float64)
     if abs(float(p.sum()) - 1) > 1e-6:
         raise ValueError(f"counts must be probabilities of K = 0, 1, … that sum to 1, got a sum of {float(p.sum()):g}")
     possible = p.nonzero()[:, 0]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._validate import choice, finite, image_shape, non_negative, positive, rank, whole
+from .._validate import choice, finite, image_shape, instance, non_negative, number, positive, tensor, whole
 from ..estimation.fit import PARAMETERS
 from ..imaging.kde import kernel, to_super_resolved
 from .grid import Axis, Cells, Grid
@@ -130,7 +130,7 @@ class Posterior:
         """
         height, width = self.frame.shape
         narrowest = math.sqrt(2) * whole("factor", factor) * self.grid.spacing  # its square then has an sd of one step
-        if positive("sigma", sigma) < narrowest:
+        if number("sigma", sigma, positive) < narrowest:
             raise ValueError(
                 f"sigma must be at least {narrowest:.3g} super-resolved pixels for this grid, got {sigma:g}; "
                 "ask grid_posterior for a higher resolution"
@@ -147,7 +147,7 @@ class Posterior:
 
         Over frames drawn from the prior, the level of the true position is uniform on [0, 1].
         """
-        where = self.grid.plane.coordinates(float(finite("u", u)), float(finite("v", v)))
+        where = self.grid.plane.coordinates(float(number("u", u)), float(number("v", v)))
         if where is None:
             return 1.0
         return self._cells.level(*where)
@@ -156,7 +156,7 @@ class Posterior:
         """P(parameter ≤ value | x), in the shape of value. name: one of fit.PARAMETERS that is not known."""
         from scipy.interpolate import CubicSpline  # here, since it takes 0.2 s to load
 
-        at = torch.as_tensor(finite("value", value), dtype=torch.float64)
+        at = tensor("value", finite("value", value)).to(torch.float64)
         choice("name", name, PARAMETERS)
         if name in ("u", "v"):
             cells = self._cells
@@ -193,7 +193,9 @@ class Posterior:
 
         theta: (n, 5) in the order of fit.PARAMETERS. Returns (n,).
         """
-        theta = rank("theta", theta, 2).double()
+        theta = tensor("theta", theta, 2).double()
+        if theta.shape[1] != len(PARAMETERS):
+            raise ValueError(f"theta must have {len(PARAMETERS)} columns, {PARAMETERS}, got {theta.shape[1]}")
         shape = (self.frame.shape[0], self.frame.shape[1])
         bounds = self.prior.bounds(shape)
         inside = ((theta >= bounds[:, 0]) & (theta <= bounds[:, 1])).all(1)
@@ -214,6 +216,7 @@ class Posterior:
         proposals are.
         """
         whole("n", n)
+        instance("generator", generator, torch.Generator)
         theta, ratio, level = torch.zeros(0, 5), torch.zeros(0), torch.zeros(0)
         kept = theta
         while len(kept) < n:
@@ -248,16 +251,16 @@ def grid_posterior(
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a posterior so
     wide that the grid would not fit into memory (NODES), such as that of a large frame without an emitter.
     """
-    rank("frame", finite("frame", frame), 2)
+    frame = tensor("frame", finite("frame", frame), 2)
     shape = image_shape("frame", (frame.shape[0], frame.shape[1]))
-    variance = torch.as_tensor(non_negative("read_variance", read_variance), dtype=torch.float64)
+    variance = tensor("read_variance", non_negative("read_variance", read_variance)).to(torch.float64)
     if tuple(variance.shape) not in ((), shape):
         raise ValueError(f"read_variance must be a number or have shape {shape}, got {tuple(variance.shape)}")
     frame, variance = frame.detach().cpu().double(), variance.detach().cpu().expand(shape)
     if bool(((frame < 0) & (variance == 0)).any()):
         raise ValueError(f"frame must not be negative where read_variance is 0, got {frame[variance == 0].min():g}")
-    positive("resolution", resolution)
-    prior = Prior() if prior is None else prior
+    number("resolution", resolution, positive)
+    prior = Prior() if prior is None else instance("prior", prior, Prior)
     likelihood = FrameLikelihood(frame, variance, prior.bounds(shape), prior.disc)
     edge = 1.0
     for widening in range(5):
