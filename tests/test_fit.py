@@ -338,3 +338,26 @@ def test_bad_input_is_named(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("fit_sigma", [False, True])
+@pytest.mark.parametrize("size", [5, 7, 11])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_flat_saturated_spot_has_no_place(dtype, size, fit_sigma):
+    """As from a camera of 16 bits at its largest value: the claimed sd was 2,670 px and more, of a converged fit."""
+    flat = torch.full((2, size, size), 65535.0, dtype=dtype)
+    flat[1, 2, 2] -= 1
+    fit = fit_spots(flat, fit_sigma=fit_sigma)
+    assert not fit.converged.any() and fit.sd.isinf().all()
+
+
+@pytest.mark.parametrize("size", [5, 7, 11])
+@pytest.mark.parametrize("background", [1.0, 10.0])
+def test_good_spots_are_never_left_out_for_an_sd_beyond_the_window(size, background):
+    """At most 0.1 % of those with N = 50 (of 100,000, 0.005 % are); a limit of a window/√12 would leave out 0.5 %."""
+    spots, _ = scene(20_000, 50.0, background, shape=(size, size), seed=size)
+    fit = fit_spots(spots.float())
+    # With this tolerance no step is too long: what is inside the limits and still not converged has too large an sd.
+    again = fit_spots(spots.float()[~fit.converged], start=fit.estimate[~fit.converged], tolerance=1e9)
+    inside = ((again.estimate[:, :2] > -1) & (again.estimate[:, :2] < size)).all(1) & (again.photons > 1e-3)
+    assert int((inside & ~again.converged).sum()) <= 0.001 * len(spots)
