@@ -9,6 +9,7 @@ import time
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
@@ -21,6 +22,7 @@ from smlmtut.cli.main import app
 from smlmtut.imaging import kde
 from smlmtut.imaging.camera import Camera
 from smlmtut.localize import SamplingSettings, localize_to_file, sample_frames, shipped_sampler
+from smlmtut.localize import frames as movie_frames
 from smlmtut.networks import pretrained
 from smlmtut.networks.cddpm import ConditionalDiffusion
 
@@ -39,6 +41,7 @@ def few(folder):
     """Three frames of that movie, and a small diffusion model."""
     with io.read_movie(folder / "movie.tif") as movie:
         io.write_movie(folder / "few.tif", movie[:3])
+    (folder / "camera.yaml").write_text("pixel_size_nm: 108")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pretrained.save(ConditionalDiffusion(channels=(4, 4), reading=4), folder / "diffusion.safetensors")
@@ -49,8 +52,8 @@ def few(folder):
 def folder(tmp_path_factory):
     """A simulated movie with its truth, and the weights of a network."""
     folder = tmp_path_factory.mktemp("cli")
-    run("simulate", folder / "movie.tif", folder / "truth.csv", "--frames", 40, "--size", 20, 24, "--density", 40,
-        "--off-time", 30, "--photons", 900, 1100)  # fmt: skip
+    run("simulate", folder / "movie.tif", folder / "truth.csv", "--frames", 40, "--size", "20,24", "--density", 40,
+        "--off-time", 30, "--photons", "900,1100")  # fmt: skip
     pretrained.save(network(), folder / "weights.safetensors")
     return folder
 
@@ -110,7 +113,7 @@ def test_simulate_writes_movie_and_truth(folder):
 
 def test_simulate_repeats_itself_by_seed_and_knows_structures(tmp_path):
     def movie(name, *more):
-        run("simulate", tmp_path / name, tmp_path / "truth.csv", "--frames", 5, "--size", 9, 9, "--off-time", 5, *more)
+        run("simulate", tmp_path / name, tmp_path / "truth.csv", "--frames", 5, "--size", "9,9", "--off-time", 5, *more)
         return tifffile.imread(tmp_path / name)
 
     one, same, other = movie("1.tif"), movie("2.tif"), movie("3.tif", "--seed", 1)
@@ -248,6 +251,43 @@ def test_camera_file_is_the_single_options(folder, tmp_path):
     assert bytes_of(*file, "--gain", 2) == bytes_of(*NUMBERS, *pixel)
 
 
+def test_the_pixel_size_that_the_movie_states(folder, tmp_path):
+    """It is the default; a given one wins, with a warning where they differ by more than 1 %; none is an error."""
+    with io.read_movie(folder / "movie.tif") as movie:
+        io.write_movie(tmp_path / "plain.tif", movie[:2])
+        io.write_movie(tmp_path / "stated.ome.tif", movie[:2], 108)
+    (tmp_path / "camera.yaml").write_text("pixel_size_nm: 108.5")
+    out = tmp_path / "locs.csv"
+
+    def run_on(movie, *options, code=0):
+        command = ["localize", tmp_path / movie, "-o", out, *NUMBERS, "--quiet", *options]
+        return run(*command, "--weights", folder / "weights.safetensors", code=code)
+
+    run_on("plain.tif", "--pixel-size-nm", 108)
+    wanted = out.read_bytes()
+    assert "the pixel size is taken" not in run_on("stated.ome.tif") and out.read_bytes() == wanted
+    assert "the pixel size is taken" not in run_on("stated.ome.tif", "--camera", tmp_path / "camera.yaml")
+    text = run_on("stated.ome.tif", "--pixel-size-nm", 100)
+    assert "warning: the pixel size is taken as 100 nm, but stated.ome.tif states 108 nm" in text
+    assert "the pixel size is taken" not in run_on("plain.tif", "--pixel-size-nm", 100)
+    text = run_on("plain.tif", code=2)
+    assert text == (
+        "error: --pixel-size-nm must be given, or pixel_size_nm in the file of --camera: plain.tif states none\n"
+    )
+
+
+def test_written_images_state_their_pixel_size(few, tmp_path):
+    run("sample", few / "few.tif", "-o", tmp_path / "samples.tif", "--samples", 2, *NUMBERS, "--quiet", "--camera",
+        few / "camera.yaml", "--weights", few / "weights.safetensors", "--posterior", few / "diffusion.safetensors"
+    )  # fmt: skip
+    run("render", few / "truth.csv", "-o", tmp_path / "image.tif", "--factor", 8)
+    for name, pixel in (("samples", 27), ("image", 13.5)):
+        with io.read_movie(tmp_path / f"{name}.tif") as image:
+            assert image.pixel_size_nm == pytest.approx(pixel, rel=1e-6)
+    with io.read_movie(few / "movie.tif") as movie:
+        assert movie.pixel_size_nm == pytest.approx(108, rel=1e-6)
+
+
 def test_sample_and_train_take_a_camera_file(few, tmp_path):
     path = tmp_path / "camera.yaml"
     path.write_text("gain: 2\noffset: 100\nread_variance: 20\nquantum_efficiency: 0.8\n")
@@ -275,7 +315,7 @@ def test_sample_and_train_take_a_camera_file(few, tmp_path):
         ("gain: 2\npixel: 108", [], "{} must have the keys gain, offset, .*, photon_units only, got 'pixel'"),
         ("gain: no.hdf5", [], "{}: gain must be a number or the path of an HDF5 map, got 'no.hdf5'"),
         ("gain: -2", [], "{}: gain must be finite and positive, got -2"),
-        ("gain: 2", [], "--pixel-size-nm must be given, or pixel_size_nm in the file of --camera"),
+        ("gain: 2", [], "the camera must be known, got no offset, read_variance: give --gain "),
         ("pixel_size_nm: 108", [], "the camera must be known, got no gain, offset, read_variance: give --gain "),
         ("pixel_size_nm: 108\ngain: 2\noffset: 100", [], "the camera must be known, got no read_variance: give"),
         ("photon_units: 1", [], "{}: photon_units must be true or false, got 1"),
@@ -305,14 +345,152 @@ def test_round_trip_from_simulation_to_image(folder, tmp_path):
     np.testing.assert_allclose(table["u"], again["u"], atol=2e-6)  # Picasso's float32
     text = run("render", tmp_path / "locs.hdf5", "-o", tmp_path / "image.tif", "--factor", 2)
     assert f"wrote {len(table)} of {len(table)} localizations, 40 × 48 pixels of 54 nm" in text
-    (image,) = tifffile.imread(tmp_path / "image.tif")
+    image = tifffile.imread(tmp_path / "image.tif")
     expected = kde.render(again["u"], again["v"], (20, 24), 2)  # type: ignore[arg-type]
     assert image.dtype == np.float32 and np.array_equal(image, expected.numpy())
-    run("render", tmp_path / "locs.csv", "-o", tmp_path / "blur.tif", "--sd-nm", 27, "--size", 20, 24)
+    run("render", tmp_path / "locs.csv", "-o", tmp_path / "blur.tif", "--sd-nm", 27, "--size", "20,24")
     expected = kde.render(table["u"], table["v"], (20, 24), 4, 0.25)  # type: ignore[arg-type]
-    np.testing.assert_allclose(tifffile.imread(tmp_path / "blur.tif")[0], expected, atol=1e-5)
-    run("render", tmp_path / "locs.csv", "-o", tmp_path / "image.png", "--size", 20, 24, "--factor", 3)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "blur.tif"), expected, atol=1e-5)
+    run("render", tmp_path / "locs.csv", "-o", tmp_path / "image.png", "--size", "20,24", "--factor", 3)
     assert imread(tmp_path / "image.png").shape == (60, 72, 4)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".hdf5"])
+def test_localize_some_frames(folder, tmp_path, suffix):
+    """The rows that a run of the whole movie has in these frames, with the movie's frame numbers."""
+    localize(folder, tmp_path / f"all{suffix}", "--precision", "no")
+    text = localize(folder, tmp_path / f"some{suffix}", "--precision", "no", "--frames", "10:25")
+    whole, some = (io.read_localizations(tmp_path / f"{name}{suffix}", 108) for name in ("all", "some"))
+    wanted = whole.query("10 <= frame < 25").reset_index(drop=True)
+    assert f"wrote {len(some)} localizations of 15 frames to {tmp_path / f'some{suffix}'}" in text and len(some) > 30
+    # convolutions round differently in batches of another size
+    pd.testing.assert_frame_equal(some, wanted, rtol=0, atol=1e-4)
+    assert some.attrs == whole.attrs
+    assert {p.stem for p in tmp_path.iterdir()} == {"all", "some"}
+    for frames in (":25", "10:"):
+        localize(folder, tmp_path / f"half{suffix}", "--precision", "no", "--frames", frames)
+        seen = set(io.read_localizations(tmp_path / f"half{suffix}", 108)["frame"].to_numpy())
+        assert seen <= set(range(40)[slice(*(int(x) if x else None for x in frames.split(":")))]) and len(seen) > 20
+
+
+@pytest.mark.parametrize("frames", ["5", "a:b", "5:5", "7:3", "0:41", "-3:", "1:2:3", ""])
+def test_frames_that_are_not_there(folder, tmp_path, frames):
+    text = localize(folder, tmp_path / "locs.csv", f"--frames={frames}", code=2)
+    wanted = f"--frames must be A:B, frames A to B − 1 counted from 0, within the movie's 0:40, got '{frames}'"
+    assert text == f"error: {wanted}\n"
+
+
+def test_some_frames_with_uncertainty_continue_and_only_with_the_same_range(few, tmp_path, monkeypatch):
+    """An interruption in the second block: the same command ends with the same files, another range is refused."""
+    monkeypatch.setattr("smlmtut.localize.uncertainty.FRAMES_AT_ONCE", 2)
+    options = ["--uncertainty", "--posterior", few / "diffusion.safetensors", "--samples", 2]
+    suffixes = (".csv", ".mean.tif", ".sd.tif")
+
+    def files(name) -> list[bytes]:
+        return [(tmp_path / f"{name}{suffix}").read_bytes() for suffix in suffixes]
+
+    localize(few, tmp_path / "wanted.csv", *options, "--frames", "30:36")
+    read, count = movie_frames.read_frames, 0
+
+    def interrupted(*arguments):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    monkeypatch.setattr("smlmtut.localize.frames.read_frames", interrupted)
+    assert "give the same command again" in localize(
+        few, tmp_path / "locs.csv", *options, "--frames", "30:36", code=130
+    )
+    left = {p.name for p in tmp_path.iterdir()}
+    assert "locs.csv.progress.json" in left and "locs.csv" not in left
+    text = localize(few, tmp_path / "locs.csv", *options, "--frames", "20:26", code=2)
+    assert "is of another run" in text and "start was 30, is 20; stop was 36, is 26" in text
+    count = 2
+    localize(few, tmp_path / "locs.csv", *options, "--frames", "30:36")
+    assert count == 4, "two of the three blocks were left"
+    assert files("locs") == files("wanted")
+    assert {p.name for p in tmp_path.iterdir()} == {f"{n}{suffix}" for n in ("locs", "wanted") for suffix in suffixes}
+
+
+def test_the_time_is_told_before_samples_are_drawn(few, tmp_path):
+    command = ["localize", few / "movie.tif", "-o", tmp_path / "locs.csv", *NUMBERS, "--uncertainty", "--samples", 2,
+               "--weights", few / "weights.safetensors", "--posterior", few / "diffusion.safetensors"]  # fmt: skip
+    wanted = r"40 frames, about [\d.]+ s a frame, in all 0:\d\d:\d\d h \(--frames 0:5 tries five\)"
+    assert re.match(wanted, run(*command))
+    assert "s a frame" not in run(*command, "--frames", "0:5")
+    assert "s a frame" not in run(*command, "--quiet")
+
+
+def test_a_missing_folder_is_told_before_the_work(folder, tmp_path):
+    out = tmp_path / "none" / "x"
+    for command in (
+        ["localize", folder / "movie.tif", "-o", out.with_suffix(".csv"), "--weights", "nope"],
+        ["sample", folder / "movie.tif", "-o", out.with_suffix(".tif"), "--weights", "nope"],
+        ["simulate", out.with_suffix(".tif"), tmp_path / "truth.csv", "--density", -1],
+        ["simulate", tmp_path / "movie.tif", out.with_suffix(".csv"), "--density", -1],
+        ["render", tmp_path / "none.csv", "-o", out.with_suffix(".png")],
+    ):
+        text = run(*command, code=2)
+        assert re.fullmatch(rf"error: the folder of .* must exist: create {tmp_path / 'none'} first\n", text), text
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**40])
+def test_seeds_that_no_generator_takes(folder, tmp_path, seed):
+    for command in (
+        ["localize", folder / "movie.tif", "-o", tmp_path / "locs.csv", "--uncertainty"],
+        ["sample", folder / "movie.tif", "-o", tmp_path / "x.tif"],
+        ["simulate", tmp_path / "movie.tif", tmp_path / "truth.csv"],
+        ["train", "deepstorm", tmp_path / "run", "--gain", 2],
+        ["train", "diffusion", tmp_path / "run", "--gain", 2],
+    ):
+        text = run(*command, f"--seed={seed}", code=2)
+        assert text == f"error: --seed must be a whole number from 0 to 2^63 − 1, got {seed}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_unclear_errors_are_clear_now(folder, tmp_path):
+    out = tmp_path / "locs.csv"
+    text = localize(folder, out, "--weights", "nope", code=2)
+    assert all(name in text for name in pretrained.SHA256) and "got nope" in text
+    for option, command in (("--size", ["simulate", tmp_path / "m.tif", tmp_path / "t.csv"]),
+                            ("--photons", ["simulate", tmp_path / "m.tif", tmp_path / "t.csv"]),
+                            ("--size", ["render", folder / "truth.csv", "-o", tmp_path / "i.png"]),
+                            ("--crop", ["sample", folder / "movie.tif", "-o", tmp_path / "s.tif"])):  # fmt: skip
+        for bad in ("64", "64;64", "a,b", "1,2,3", ""):
+            text = run(*command, f"{option}={bad}", code=2)
+            assert text.startswith(f"error: {option} must be two numbers, for instance "), text
+            assert text.endswith(f"got '{bad}'\n")
+    # the record of another run
+    (tmp_path / "locs.csv.progress.json").write_text("{}")
+    text = localize(folder, out, code=2)
+    assert "locs.csv.progress.json is damaged: start again with --restart" in text
+    localize(folder, out, "--restart")
+
+
+def test_no_error_is_longer_than_300_characters(folder, tmp_path):
+    """A long name at both ends: the beginning and the end of the text are kept."""
+    path = tmp_path / "camera.yaml"
+    path.write_text(f"gain: [{', '.join(['1'] * 5000)}]")
+    text = localize(folder, tmp_path / "locs.csv", "--camera", path, numbers=False, code=2)
+    assert 250 < len(text) <= 300 and text.count("\n") == 1
+    assert "camera.yaml: gain must be a number or the path of an HDF5 map, got [1" in text and text.endswith(" 1, 1]\n")
+
+
+def test_what_picasso_drops_is_said(few, tmp_path):
+    """Its loader keeps finite rows with x ≥ 0 and y ≥ 0: rules of picassosr 0.11, lib.ensure_sanity."""
+    for more in ([], ["--uncertainty", "--posterior", few / "diffusion.safetensors", "--samples", 2]):
+        text = localize(few, tmp_path / "locs.hdf5", *more, movie="few.tif")
+        with h5py.File(tmp_path / "locs.hdf5") as file:
+            rows = pd.DataFrame(file["locs"][...])  # type: ignore[index]
+        kept = rows.dropna()
+        kept = kept[(kept["x"] >= 0) & (kept["y"] >= 0)]
+        dropped = len(rows) - len(kept)
+        assert f"warning: Picasso's loader drops {dropped} of the {len(rows)} rows of locs.hdf5" in text and dropped > 0
+    assert "Picasso" not in localize(few, tmp_path / "locs.csv", movie="few.tif")
+    localize(few, tmp_path / "dark.hdf5", "--threshold", 50, movie="few.tif")  # no rows
+    assert "Picasso's loader drops rows" in " ".join(run("localize", "--help").split())
 
 
 def test_render_blurs_by_the_tables_own_sd(tmp_path):
@@ -327,18 +505,17 @@ def test_render_blurs_by_the_tables_own_sd(tmp_path):
         100,
         "--gaussian",
         "--size",
-        10,
-        10,
+        "10,10",
     )
     known = io.read_localizations(tmp_path / "locs.csv", 100.0)
     expected = kde.render(known["u"], known["v"], (10, 10), 4, [0.2, 0.4])  # type: ignore[arg-type]
-    np.testing.assert_allclose(tifffile.imread(tmp_path / "image.tif")[0], expected, atol=1e-6)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "image.tif"), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_an_empty_table_is_a_dark_image(tmp_path, suffix):
     (tmp_path / "locs.csv").write_text("frame,x [nm],y [nm]\n")
-    text = run("render", tmp_path / "locs.csv", "-o", tmp_path / f"image.{suffix}", "--size", 3, 4)
+    text = run("render", tmp_path / "locs.csv", "-o", tmp_path / f"image.{suffix}", "--size", "3,4")
     assert "wrote 0 of 0 localizations, 12 × 16 pixels of 27 nm" in text
 
 
@@ -364,7 +541,7 @@ def test_errors_are_one_line_and_code_2(folder, tmp_path):
         run("render", folder / "truth.csv", "-o", tmp_path / "image.gif", code=2),
         run("render", folder / "truth.csv", "-o", tmp_path / "image.png", "--gaussian", code=2),
         run("simulate", tmp_path / "movie.avi", tmp_path / "truth.csv", code=2),
-        run("simulate", tmp_path / "movie.tif", tmp_path / "truth.csv", "--photons", 9, 1, code=2),
+        run("simulate", tmp_path / "movie.tif", tmp_path / "truth.csv", "--photons", "9,1", code=2),
         run("train", "deepstorm", tmp_path / "run", "--steps", 0, "--gain", 2, code=2),
     ):
         assert text.startswith("error: ") and text.count("\n") == 1, text

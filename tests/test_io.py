@@ -1,11 +1,13 @@
 """Movies, camera maps and tables: against tifffile, h5py and pandas, cut short in every way, there and back."""
 
 import itertools
+import json
 import math
 import os
 import stat
 import tracemalloc
 from dataclasses import replace
+from importlib.util import find_spec
 
 import h5py
 import numpy as np
@@ -80,6 +82,83 @@ def test_iteration_covers_the_movie_once(tmp_path, name):
         np.testing.assert_array_equal(np.stack(list(movie)), MOVIE)
         with pytest.raises(IndexError):
             movie[12]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pages_that_are_series_of_their_own_are_a_movie(tmp_path, compression):
+    """What a loop around TiffWriter.write makes; several shapes are still an error, and so are the images of OME."""
+    for name, metadata in (("loop.tif", {}), ("loop.ome.tif", {"axes": "YX"})):
+        with tifffile.TiffWriter(tmp_path / name) as writer:
+            for frame in MOVIE:
+                writer.write(frame, contiguous=False, compression=compression, metadata=metadata)
+    with tifffile.TiffFile(tmp_path / "loop.tif") as file:
+        assert len(file.series) == 12
+    with io.read_movie(tmp_path / "loop.tif") as movie:
+        assert movie.shape == MOVIE.shape
+        np.testing.assert_array_equal(movie[:], MOVIE)
+        np.testing.assert_array_equal(movie[-1, 2:], MOVIE[-1, 2:])
+    raw = (tmp_path / "loop.tif").read_bytes()
+    for length in np.linspace(1, len(raw) - 1, 30).astype(int):
+        (tmp_path / "cut.tif").write_bytes(raw[:length])
+        with pytest.raises(ValueError, match=r"cut\.tif"):
+            io.read_movie(tmp_path / "cut.tif")
+    with pytest.raises(ValueError, match="must hold one image series, got 12"):
+        io.read_movie(tmp_path / "loop.ome.tif")
+    with tifffile.TiffWriter(tmp_path / "loop.tif") as writer:
+        for frame in (MOVIE[0], MOVIE[1, :5]):
+            writer.write(frame, contiguous=False)
+    with pytest.raises(ValueError, match="must hold one image series, got 2 of shapes"):
+        io.read_movie(tmp_path / "loop.tif")
+
+
+def test_an_ome_movie_in_two_files_reads_without_a_warning(tmp_path):
+    """Each file names both; tifffile warns of reading from a closed file unless one opens the other again."""
+    files = [("a.ome.tif", 0), ("b.ome.tif", 6)]
+    parts = "".join(
+        f'<TiffData IFD="0" FirstT="{first}" PlaneCount="6"><UUID FileName="{name}">urn:uuid:{first}</UUID></TiffData>'
+        for name, first in files
+    )
+    for name, first in files:
+        xml = (
+            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{first}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" '
+            f'SizeX="7" SizeY="9" SizeZ="1" SizeC="1" SizeT="12">{parts}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(tmp_path / name, MOVIE[first : first + 6], description=xml, metadata=None)
+    for name, _ in files:
+        with io.read_movie(tmp_path / name) as movie:
+            np.testing.assert_array_equal(movie[:], MOVIE)
+
+
+@pytest.mark.parametrize("suffix", [".nd2", ".czi", ".lsm", ".dcimg"])
+def test_formats_of_makers_say_how_to_convert(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError):
+        io.read_movie(tmp_path / f"movie{suffix}")
+    (tmp_path / f"movie{suffix}").write_bytes(b"anything")
+    with pytest.raises(ValueError, match=f"movie{suffix} must be a TIFF movie, .*convert it.*Bio-Formats"):
+        io.read_movie(tmp_path / f"movie{suffix}")
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 7), (9, 7, 3)])
+def test_frames_taken_for_colours_get_a_hint(tmp_path, shape):
+    tifffile.imwrite(tmp_path / "rgb.tif", np.ones(shape, np.uint8), photometric="rgb")
+    with pytest.raises(ValueError, match="must hold grey frames.*photometric='minisblack'"):
+        io.read_movie(tmp_path / "rgb.tif")
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="the codecs are there")
+@pytest.mark.parametrize(("tag", "value", "name"), [("Compression", 5, "LZW"), ("Compression", 50000, "ZSTD"),
+                                                    ("Predictor", 3, "FLOATINGPOINT")])  # fmt: skip
+def test_a_codec_that_is_not_there_names_the_extra(tmp_path, tag, value, name):
+    path = tmp_path / "movie.tif"
+    tifffile.imwrite(path, MOVIE[0], compression="zlib", predictor=True)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages.first.tags[tag].valueoffset
+    with open(path, "r+b") as raw:
+        raw.seek(place)
+        raw.write(value.to_bytes(2, "little"))
+    with pytest.raises(ValueError, match=rf"codec is not installed: .*{name}.*pip install 'smlmtut\[microscope\]'"):
+        io.read_movie(path)
 
 
 def test_a_closed_movie_says_so(tmp_path):
@@ -225,6 +304,72 @@ def test_writing_keeps_type_and_values(tmp_path, dtype, name):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / name), frames)
     with tifffile.TiffFile(tmp_path / name) as file:
         assert file.is_ome == (".ome." in name)
+
+
+STATED = {
+    "nm.ome.tif": {"PhysicalSizeX": 108.0, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 108.0,
+                   "PhysicalSizeYUnit": "nm"},
+    "default.ome.tif": {"PhysicalSizeX": 0.108, "PhysicalSizeY": 0.108},  # OME's default unit is the micrometre
+    "mm.ome.tif": {"PhysicalSizeX": 1.08e-4, "PhysicalSizeXUnit": "mm", "PhysicalSizeY": 1.08e-4,
+                   "PhysicalSizeYUnit": "mm"},
+    "um.tif": {"unit": "um"}, "micron.tif": {"unit": "micron"}, "escaped.tif": {"unit": r"\u00B5m"},
+    "nm.tif": {"unit": "nm"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_the_pixel_size_of_ome_and_imagej(tmp_path, name):
+    more = {}
+    if ".ome." not in name:
+        more = {"imagej": True, "resolution": (1 / 108 if name == "nm.tif" else 1e3 / 108,) * 2}
+    tifffile.imwrite(tmp_path / name, MOVIE, metadata={"axes": "TYX", **STATED[name]}, **more)
+    with io.read_movie(tmp_path / name) as movie:
+        assert movie.pixel_size_nm == pytest.approx(108, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "more"),
+    [
+        ("plain.tif", {}, {"resolution": (72, 72)}),
+        ("nothing.ome.tif", {}, {}),
+        ("not_square.ome.tif", {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2}, {}),
+        ("negative.ome.tif", {"PhysicalSizeX": -0.1, "PhysicalSizeY": -0.1}, {}),
+        ("pixels.ome.tif", {"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel", "PhysicalSizeY": 1.0}, {}),
+        ("print.tif", {"unit": "inch"}, {"imagej": True, "resolution": (72, 72)}),
+        ("zero.tif", {"unit": "um"}, {"imagej": True, "resolution": (0, 0)}),
+        ("no_unit.tif", {}, {"imagej": True, "resolution": (10, 10)}),
+    ],
+)
+def test_no_pixel_size_where_none_is_stated(tmp_path, name, metadata, more):
+    tifffile.imwrite(tmp_path / name, MOVIE, metadata={"axes": "TYX", **metadata}, **more)
+    with io.read_movie(tmp_path / name) as movie:
+        assert movie.pixel_size_nm is None
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+def test_written_files_state_their_pixel_size_and_axes(tmp_path, dtype, suffix):
+    frames = (MOVIE % 200).astype(dtype)
+    io.write_movie(tmp_path / f"movie{suffix}", frames, 108)
+    io.write_image(tmp_path / f"image{suffix}", frames[0], pixel_size_nm=27)
+    for name, wanted, axes, pixel in (("movie", frames, "TYX", 108), ("image", frames[0], "YX", 27)):
+        with tifffile.TiffFile(tmp_path / f"{name}{suffix}") as file:
+            assert file.series[0].axes == axes and file.series[0].shape == wanted.shape
+            np.testing.assert_array_equal(file.asarray(), wanted)
+            if suffix == ".tif" and dtype in ("int32", "float64"):  # types that ImageJ does not know
+                assert file.pages.first.tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
+                numerator, denominator = file.pages.first.tags["XResolution"].value
+                assert 1e7 * denominator / numerator == pytest.approx(pixel, rel=1e-6)
+                continue
+        with io.read_movie(tmp_path / f"{name}{suffix}") as movie:
+            assert movie.pixel_size_nm == pytest.approx(pixel, rel=1e-6)
+    stacks = np.ones((2, 3, 6, 5), np.float32)
+    io.write_stacks(tmp_path / "stacks.tif", stacks, stacks.shape, 27)
+    with tifffile.TiffFile(tmp_path / "stacks.tif") as file:
+        assert file.series[0].axes == "TZYX" and file.imagej_metadata is not None
+        assert file.imagej_metadata["unit"] == "um"
+    with pytest.raises(ValueError, match="pixel_size_nm must be finite and positive, got -1"):
+        io.write_movie(tmp_path / "movie.tif", frames, -1)
 
 
 @pytest.mark.parametrize("kind", [list, iter, lambda x: map(torch.from_numpy, x)])
@@ -580,6 +725,71 @@ def test_picasso_file_as_picasso_writes_it(tmp_path, where):
         assert np.asarray(table[mine]).dtype.isnative
     with pytest.raises(ValueError, match=r"pixel_size_nm must be 108.*got 100"):
         io.read_localizations(tmp_path / "locs.hdf5", 100)
+
+
+@pytest.mark.parametrize("where", ["yaml", "embedded"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("Pixelsize", -108, "Pixelsize in .* must be finite and positive, got -108"),
+        ("Pixelsize", 0, "Pixelsize in .* must be finite and positive, got 0"),
+        ("Pixelsize", "108 nm", "Pixelsize must be a number in .*, got '108 nm'"),
+        ("Pixelsize", True, "Pixelsize must be a number in .*, got True"),
+        ("Pixelsize", [108, 108], r"Pixelsize must be a number in .*, got \[108, 108\]"),
+        ("Pixelsize", None, "Pixelsize must be a number in .*, got None"),
+        ("Height", -3, "Height in .* must be a whole number of at least 1, got -3"),
+        ("Frames", 1.5, "Frames in .* must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_metadata_that_are_no_positive_numbers(tmp_path, where, key, value, message):
+    info = [MOVIE_INFO | LOCALIZE_INFO | {key: value}]
+    in_yaml = where == "yaml"
+    picasso_file(tmp_path / "locs.hdf5", info if in_yaml else None, None if in_yaml else json.dumps(info))
+    with pytest.raises(ValueError, match=message) as error:
+        io.read_localizations(tmp_path / "locs.hdf5")
+    assert ("locs.yaml" if in_yaml else "locs.hdf5") in str(error.value)
+
+
+@pytest.mark.parametrize("sidecar", [True, False])
+def test_overwritten_bytes_of_a_table_are_noticed(tmp_path, sidecar):
+    """500 bytes, anywhere: an error of ours, or the same table and metadata, where no value lay in them."""
+    rng, path = np.random.default_rng(0), tmp_path / "locs.hdf5"
+    positions = {name: rng.uniform(0, 30, 500) for name in ("u", "v", "photons")}
+    io.write_localizations(path, pd.DataFrame({"frame": np.arange(500), **positions}), 108)
+    if not sidecar:
+        path.with_suffix(".yaml").unlink()
+    raw, whole = path.read_bytes(), io.read_localizations(path)
+    noticed = 0
+    starts = range(0, len(raw) - 500, 137)
+    for start in starts:
+        path.write_bytes(raw[:start] + rng.bytes(500) + raw[start + 500 :])
+        try:
+            found = io.read_localizations(path)
+        except ValueError as error:
+            assert "locs.hdf5" in str(error)
+            noticed += 1
+        else:
+            pd.testing.assert_frame_equal(found, whole)
+            assert found.attrs == whole.attrs
+    assert noticed >= 500 * 16 // 137  # wherever rows are hit; much of the rest is room that HDF5 keeps free
+
+
+def test_a_changed_table_is_damaged_and_one_of_picasso_is_not_verified(tmp_path):
+    table = pd.DataFrame({"frame": [0, 1], "u": [1.0, 2.0], "v": [3.0, 4.0]})
+    path = tmp_path / "locs.hdf5"
+    io.write_localizations(path, table, 108)
+    with h5py.File(path, "a") as file:
+        locs = file["locs"]
+        assert isinstance(locs, h5py.Dataset)
+        rows = locs[...]
+        rows["x"][1] = 2.5
+        locs[...] = rows
+    with pytest.raises(ValueError, match="locs.hdf5 is damaged: its rows or metadata are not those that were written"):
+        io.read_localizations(path)
+    with h5py.File(path, "a") as file:
+        for place in (file, file["locs"]):
+            del place.attrs["sha256"]
+    assert io.read_localizations(path)["u"].tolist() == [1, 2.5]
 
 
 def test_picasso_file_without_metadata_reads_but_states_nothing(tmp_path):

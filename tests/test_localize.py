@@ -465,7 +465,7 @@ def test_another_run_does_not_go_on(broken_off):
         (".progress.json", b'{"frames": 2}', "is damaged"),
         (".partial", b"short", "must hold the"),
         (".partial", None, "is damaged"),
-        (".progress.json", "more frames", "is damaged, it counts 9 frames of a movie of 5"),
+        (".progress.json", "more frames", "is damaged, it counts 9 frames where 5 are the last"),
     ],
 )
 def test_a_damaged_record(broken_off, suffix, content, message):
@@ -550,10 +550,10 @@ def test_run_to_file_adds_the_blocks_that_are_missing(tmp_path, broken, capsys):
         return progress.ProgressFile(path, {"name": 1}, True, sums=np.zeros((2, 4, 5)), beside=image_paths(path))
 
     with pytest.raises(RuntimeError, match="broken"):
-        run_to_file(blocks_of(broken=broken), progress_file(), 100.0, (6, 1, 3))
+        run_to_file(blocks_of(broken=broken), progress_file(), 100.0, (6, 1, 3), range(6))
     assert not path.exists() and progress_file().frames == broken
     again = progress_file()
-    run_to_file(blocks_of(again.frames), again, 100.0, (6, 1, 3))
+    run_to_file(blocks_of(again.frames), again, 100.0, (6, 1, 3), range(6))
     assert "6/6" in capsys.readouterr().err and again.rows == 6
     table = read_localizations(path, 100.0)
     assert table["frame"].tolist() == [0, 1, 2, 3, 4, 5] and table["u"].tolist() == [1, 2] * 3
@@ -565,7 +565,7 @@ def test_run_to_file_adds_the_blocks_that_are_missing(tmp_path, broken, capsys):
 def test_run_to_file_without_sums_writes_no_images(tmp_path, capsys):
     path = tmp_path / "locs.hdf5"
     blocks = ((done, table) for done, table, _ in blocks_of())
-    run_to_file(blocks, progress.ProgressFile(path, {}, True), 100.0, (6, 4, 3), progress=False)
+    run_to_file(blocks, progress.ProgressFile(path, {}, True), 100.0, (6, 4, 3), range(6), progress=False)
     table = read_localizations(path)
     assert len(table) == 6 and table.attrs == {"height": 4, "width": 3, "frames": 6, "pixel_size_nm": 100.0}
     assert {p.name for p in tmp_path.iterdir()} == {"locs.hdf5", "locs.yaml"} and not capsys.readouterr().err

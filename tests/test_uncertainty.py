@@ -260,7 +260,7 @@ def test_the_files_are_what_localize_gives(tmp_path, suffix):
     for name in again:  # float32 in Picasso's
         np.testing.assert_allclose(again[name], table[name], rtol=1e-6, atol=1e-6)
     for image, wanted in zip(image_paths(path), (sums[0], np.sqrt(sums[1])), strict=True):
-        (found,) = tifffile.imread(image)
+        found = tifffile.imread(image)
         assert found.dtype == np.float32 and found.shape == (80, 96)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
     if suffix == ".csv":

@@ -1,15 +1,32 @@
 """`smlmtut localize` and `smlmtut sample`: what trained networks see in a movie."""
 
+import math
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MovieOptions, NetworkOptions, device_from, grouped, plain_errors
+from .options import (
+    MovieOptions,
+    NetworkOptions,
+    check_folders,
+    checked_seed,
+    device_from,
+    frame_range,
+    grouped,
+    movie_pixel_size,
+    note,
+    note_what_picasso_drops,
+    plain_errors,
+)
 
 if TYPE_CHECKING:
     from ..localize import MovieCheck
 
+FRAMES_TIMED = 40  # from this number on, two frames more to tell the time cost at most a twentieth
 Movie = Annotated[Path, typer.Argument(help="TIFF movie of grey frames of any size, ADU.")]
 
 
@@ -19,7 +36,8 @@ def localize(
     output: Annotated[Path, typer.Option("--output", "-o", help=".csv (ThunderSTORM) or .hdf5 (Picasso).")],
     *,
     pixel_size_nm: Annotated[
-        float | None, typer.Option(help="Side of a camera pixel, nm. Required, here or in --camera.")
+        float | None,
+        typer.Option(help="Side of a camera pixel, nm.", show_default="as in --camera, or as the movie states it"),
     ] = None,
     sensor: MovieOptions,
     networks: NetworkOptions,
@@ -35,6 +53,10 @@ def localize(
                      show_default="1"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same samples.", show_default="0")] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", help="Only frames A to B − 1, counted from 0 as in Python.", show_default="all"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Continue an interrupted run, or start again.")
     ] = True,
@@ -45,7 +67,7 @@ def localize(
     movie that is in photo-electrons already needs --photon-units. Memory does not grow with the length of the movie.
     After an interruption, give the same command again: it continues where it was. The table has the position, height
     and mass of each peak. With --precision no it is the same on every machine, up to rounding; bf16 moves a position by
-    a small part of its standard deviation.
+    a small part of its standard deviation. With --frames the numbers of the frames are still those of the movie.
 
     Before the first frame, a few windows of the movie are compared with what the network was trained on: background,
     noise, and what it finds in noise alone. A warning tells what lies outside, and the table gets a column
@@ -59,6 +81,9 @@ def localize(
     locs.sd.tif, in which the variances of the frames add. One core of a CPU needs up to a minute for a frame of
     64 × 64 pixels; the time is proportional to --samples.
 
+    Picasso's loader drops rows of an .hdf5 with x or y below 0, which is the outer half of the first row and column
+    of pixels, and rows with a value that is not finite, such as a standard deviation from fewer than two samples.
+
     Example: smlmtut localize movie.tif -o locs.csv --pixel-size-nm 108 --gain 2 --offset 100 --read-variance 20
 
     Example: smlmtut localize movie.tif -o locs.hdf5 --camera camera.yaml --crop 128,256
@@ -67,26 +92,36 @@ def localize(
     """
     with plain_errors():
         from .. import io
-        from ..localize import image_paths, localize_to_file
+        from ..localize import image_paths, localize_to_file, localize_with_uncertainty
         from ..networks import pretrained
 
-        changed = {"samples": samples, "radius": radius, "seed": seed}
+        changed = {"samples": samples, "radius": radius, "seed": checked_seed(seed)}
+        check_folders(output)
         changed = {name: value for name, value in changed.items() if value is not None}
         if changed and not uncertainty:
             raise ValueError(f"--{next(iter(changed))} needs --uncertainty")
         described = sensor.description(pixel_size_nm=pixel_size_nm)
-        if described.pixel_size_nm is None:
-            raise ValueError("--pixel-size-nm must be given, or pixel_size_nm in the file of --camera")
         with io.read_movie(movie) as file:
+            pixel = movie_pixel_size(described.pixel_size_nm, file)
             camera = described.camera(file.shape[1:])
             network = pretrained.load(networks.weights, device_from(networks.device))
+            first, last = frame_range(frames, len(file))
+            sampling = _sampling(networks, changed) if uncertainty else {}
+            if sampling and not networks.quiet:
+                _tell_time(
+                    range(first, last),
+                    lambda i: localize_with_uncertainty(
+                        file, camera, network, sampling["sampler"], sampling["settings"], threshold, start=i,
+                        stop=i + 1, precision=networks.precision.value,
+                    ),
+                )  # fmt: skip
             rows = localize_to_file(
-                output, file, camera, network, described.pixel_size_nm, threshold, min_mass, resume=resume,
-                progress=not networks.quiet, precision=networks.precision.value, inspect=_warn,
-                **(_sampling(networks, changed) if uncertainty else {}),
+                output, file, camera, network, pixel, threshold, min_mass, start=first, stop=last, resume=resume,
+                progress=not networks.quiet, precision=networks.precision.value, inspect=_warn, **sampling,
             )  # fmt: skip
             beside = f", images to {' and '.join(map(str, image_paths(output)))}" if uncertainty else ""
-            typer.echo(f"wrote {rows} localizations of {len(file)} frames to {output}{beside}")
+            typer.echo(f"wrote {rows} localizations of {last - first} frames to {output}{beside}")
+            note_what_picasso_drops(output)
 
 
 @grouped
@@ -120,6 +155,8 @@ def sample(
         from ..networks import pretrained
 
         with_suffix("output", output, TIFF_SUFFIXES)  # an error before the work, not after it
+        check_folders(output)
+        checked_seed(seed)
         settings = SamplingSettings(samples=samples, seed=seed, window=window)
         stop = whole("first", first, 0) + whole("frames", frames)
         device, precision = device_from(networks.device), networks.precision.value
@@ -130,17 +167,34 @@ def sample(
             sampler, _ = shipped_sampler(networks.posterior, device, precision)
             drawn = sample_frames(file, camera, network, sampler, settings, first, stop, precision)
             # the pixel size decides about the density alone, which a few frames of a user's choice need not have
-            _warn(check_movie(file, camera, network, described.pixel_size_nm or 108.0))
+            _warn(check_movie(file, camera, network, described.pixel_size_nm or file.pixel_size_nm or 108.0))
             size = (network.factor * file.shape[1], network.factor * file.shape[2])
             stacks = tqdm(drawn, total=frames, unit="frame", desc=output.name, disable=networks.quiet)
-            io.write_stacks(output, stacks, (frames, samples, *size))
+            pixel = file.pixel_size_nm if described.pixel_size_nm is None else described.pixel_size_nm
+            fine = None if pixel is None else pixel / network.factor
+            io.write_stacks(output, stacks, (frames, samples, *size), fine)
             typer.echo(f"wrote {samples} samples of each of {frames} frames, {size[0]} × {size[1]} pixels, to {output}")
 
 
 def _warn(check: "MovieCheck") -> None:
     """A line for each problem of a movie."""
     for problem in check.problems:
-        typer.echo(f"warning: {problem}", err=True)
+        note(problem)
+
+
+def _tell_time(frames: range, localize_one: Callable[[int], Iterator[Any]]) -> None:
+    """Say how long the samples will take, from a frame in the middle; where there are few, the bar is enough."""
+    if len(frames) < FRAMES_TIMED:
+        return
+    seconds = 0.0
+    for i in (frames[len(frames) // 3], frames[len(frames) // 2]):  # the first prepares the network, and is not counted
+        start = time.perf_counter()
+        next(localize_one(i))
+        seconds = time.perf_counter() - start
+    in_all = timedelta(seconds=math.ceil(seconds * len(frames)))
+    typer.echo(
+        f"{len(frames)} frames, about {seconds:.3g} s a frame, in all {in_all} h (--frames 0:5 tries five)", err=True
+    )
 
 
 def _sampling(networks: NetworkOptions, changed: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from .localize import localize, sample
-from .options import Pixel, plain_errors
+from .options import Pixel, check_folders, checked_seed, pair, plain_errors
 from .train import training_app
 
 app = typer.Typer(
@@ -51,12 +51,12 @@ def simulate(
         typer.Argument(help="The truth to write, .csv: a row for every molecule in every frame."),
     ],
     frames: Annotated[int, typer.Option(help="Length of the movie.")] = 1000,
-    size: Annotated[tuple[int, int], typer.Option(help="Height and width, pixels.")] = (64, 64),
+    size: Annotated[str, typer.Option(metavar="HEIGHT,WIDTH", help="Of a frame, pixels.")] = "64,64",
     density: Annotated[float, typer.Option(help="Molecules per µm², both bright and dark.")] = 10.0,
     layout: Annotated[Layout, typer.Option(help="Where the molecules are.")] = Layout.frame,
     photons: Annotated[
-        tuple[float, float], typer.Option(help="Lowest and highest photons of a bright molecule per frame.")
-    ] = (500.0, 1500.0),
+        str, typer.Option(metavar="LOWEST,HIGHEST", help="Photons of a bright molecule per frame.")
+    ] = "500,1500",
     background: Annotated[float, typer.Option(help="Photons per pixel and frame.")] = 5.0,
     sigma: Annotated[float, typer.Option(help="Standard deviation of the PSF, pixels.")] = 1.0,
     on_time: Annotated[float, typer.Option(help="Mean duration of a bright state, frames.")] = 2.0,
@@ -81,7 +81,7 @@ def simulate(
 
         from .. import io
         from .._files import with_suffix
-        from .._validate import image_shape, non_negative, positive, whole
+        from .._validate import image_shape, non_negative, positive
         from ..imaging import blinking, scenes
         from ..imaging.camera import Camera
         from ..imaging.distributions import Uniform
@@ -90,10 +90,13 @@ def simulate(
 
         with_suffix("movie", movie, TIFF_SUFFIXES)
         with_suffix("truth", truth, (".csv",))
+        check_folders(movie, truth)
+        checked_seed(seed)
+        light = pair("--photons", photons, float, "500,1500 for LOWEST,HIGHEST")
         camera = Camera(gain, offset, read_variance, saturation=65535, integer=True)
-        kinetics = blinking.Kinetics(on_time, off_time, flashes, Uniform(*photons))
-        shape = image_shape("size", size)
-        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        kinetics = blinking.Kinetics(on_time, off_time, flashes, Uniform(*light))
+        shape = image_shape("size", pair("--size", size, int, "64,64 for HEIGHT,WIDTH"))
+        generator = torch.Generator().manual_seed(seed)
         per_pixel = non_negative("density", density) * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
         scene = scenes.Scene(layout=layout.value, margin=0)
         us, vs, present = scenes.draw_positions(scene, torch.tensor([per_pixel]), shape, generator)
@@ -107,7 +110,7 @@ def simulate(
             done += len(part)
         names = ("frame", "u", "v", "photons", "molecule")
         table = pd.DataFrame({name: getattr(flashed, name).numpy() for name in names})
-        io.write_movie(movie, adu)
+        io.write_movie(movie, adu, pixel_size_nm)
         io.write_localizations(truth, table, pixel_size_nm)
         if below:
             typer.echo(
@@ -130,8 +133,10 @@ def render(
     ] = None,
     factor: Annotated[int, typer.Option(help="Pixels of the image per camera pixel, along each axis.")] = 4,
     size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="Height and width of the movie, pixels.", show_default="an .hdf5's, else the smallest"),
+        str | None,
+        typer.Option(
+            metavar="HEIGHT,WIDTH", help="Of the movie, pixels.", show_default="an .hdf5's, else the smallest"
+        ),
     ] = None,
     gaussian: Annotated[
         bool,
@@ -154,6 +159,7 @@ def render(
         from ..io.movies import IMAGE_SUFFIXES
 
         with_suffix("output", output, IMAGE_SUFFIXES)  # an error before the work, not after it
+        check_folders(output)
         in_csv = localizations.suffix.lower() == ".csv"
         pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
         table = io.read_localizations(localizations, pixel)
@@ -166,9 +172,10 @@ def render(
                 raise ValueError(f"{localizations} must have standard deviations for --gaussian: give --sd-nm instead")
             sd = np.sqrt(table["u_sd"] * table["v_sd"])
         smallest = [int(np.floor(table[x].max() + 0.5)) + 1 if len(table) else 1 for x in ("v", "u")]
-        height, width = size or (table.attrs.get("height", smallest[0]), table.attrs.get("width", smallest[1]))
+        given = None if size is None else pair("--size", size, int, "64,64 for HEIGHT,WIDTH")
+        height, width = given or (table.attrs.get("height", smallest[0]), table.attrs.get("width", smallest[1]))
         shape = image_shape("size", (height, width))
         image = render(table["u"], table["v"], shape, factor, sd).numpy().astype(np.float32)
-        io.write_image(output, image, brightest)
+        io.write_image(output, image, brightest, pixel / factor)
         seen = f"{image.sum(dtype=float):.6g} of {len(table)} localizations"
         typer.echo(f"wrote {seen}, {image.shape[0]} × {image.shape[1]} pixels of {pixel / factor:g} nm, to {output}")

@@ -4,16 +4,17 @@ import contextlib
 import csv
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from ..io import CameraDescription
+    from ..io import CameraDescription, Movie
 
 
 class Device(StrEnum):
@@ -30,6 +31,7 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+Number = TypeVar("Number", int, float)
 Pixel = Annotated[float, typer.Option(help="Side of a camera pixel, nm.")]
 On = Annotated[Device, typer.Option(help="auto: the fastest that this machine has.")]
 CAMERA_HELP = (
@@ -83,7 +85,8 @@ class MovieOptions(SensorOptions):
     ] = None
 
     def description(self, **more: Any) -> "CameraDescription":
-        return super().description(crop=_corner(self.crop), **more)
+        corner = None if self.crop is None else pair("--crop", self.crop, int, "128,256 for ROW,COLUMN")
+        return super().description(crop=corner, **more)
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,55 @@ def plain_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         missing = isinstance(error, FileNotFoundError) and error.filename
         text = f"no such file: {error.filename}" if missing else str(error)  # type: ignore[attr-defined]
-        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        typer.echo(f"error: {shortened(' '.join(text.split()))}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         typer.echo("interrupted: give the same command again to continue", err=True)
         raise typer.Exit(130) from None
+
+
+def shortened(text: str, longest: int = 290) -> str:
+    """The text, without its middle where it is too long: an error begins with a name and ends with what was found."""
+    if len(text) <= longest:
+        return text
+    kept = longest - len(" […] ")
+    return f"{text[: kept * 2 // 3]} […] {text[-(kept - kept * 2 // 3) :]}"
+
+
+def check_folders(*outputs: Path) -> None:
+    """ValueError where the folder of an output is not there: an error before the work, not after it."""
+    for output in outputs:
+        if not output.parent.is_dir():
+            raise ValueError(f"the folder of {output} must exist: create {output.parent} first")
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """ValueError for a seed beyond what random generators take."""
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise ValueError(f"--seed must be a whole number from 0 to 2^63 − 1, got {seed}")
+    return seed
+
+
+def pair(option: str, text: str, kind: Callable[[str], Number], example: str) -> tuple[Number, Number]:
+    """Two numbers with a comma between them, as in --crop 128,256."""
+    try:
+        first, second = next(csv.reader([text]))
+        return kind(first), kind(second)
+    except (ValueError, StopIteration) as error:
+        raise ValueError(f"{option} must be two numbers, for instance {example}, got {text!r}") from error
+
+
+def frame_range(text: str | None, length: int) -> tuple[int, int]:
+    """The first frame and the one after the last, of A:B as Python counts: from 0, without B. None: all frames."""
+    if text is None:
+        return 0, length
+    found = re.fullmatch(r"(\d*):(\d*)", text.strip())
+    first, last = (int(found[1] or 0), int(found[2] or length)) if found else (0, 0)
+    if not first < last <= length:
+        raise ValueError(
+            f"--frames must be A:B, frames A to B − 1 counted from 0, within the movie's 0:{length}, got {text!r}"
+        )
+    return first, last
 
 
 def device_from(device: Device) -> str:
@@ -150,11 +197,37 @@ def device_from(device: Device) -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _corner(crop: str | None) -> tuple[int, int] | None:
-    if crop is None:
-        return None
-    try:
-        row, column = next(csv.reader([crop]))
-        return int(row), int(column)
-    except ValueError as error:
-        raise ValueError(f"--crop must be ROW,COLUMN, for instance 128,256, got {crop!r}") from error
+def movie_pixel_size(given: float | None, movie: "Movie") -> float:
+    """Side of a camera pixel, nm: as given, else as the movie's metadata state it; a note where they differ."""
+    from .._validate import positive
+
+    stated = movie.pixel_size_nm
+    if given is None and stated is None:
+        raise ValueError(
+            f"--pixel-size-nm must be given, or pixel_size_nm in the file of --camera: {movie.path.name} states none"
+        )
+    if given is None:
+        assert stated is not None
+        return stated
+    positive("pixel_size_nm", given)
+    if stated is not None and abs(given - stated) > 0.01 * stated:
+        note(f"the pixel size is taken as {given:g} nm, but {movie.path.name} states {stated:.5g} nm")
+    return given
+
+
+def note_what_picasso_drops(table: Path) -> None:
+    """A note where Picasso will not show all rows of an .hdf5 file."""
+    from ..io import picasso, tables
+
+    if table.suffix.lower() in tables.HDF5:
+        dropped, rows = picasso.rows_without_picasso(table)
+        if dropped:
+            note(
+                f"Picasso's loader drops {dropped} of the {rows} rows of {table.name}, those with x or y "
+                "below 0 or with a value that is not finite; the file has them all"
+            )
+
+
+def note(text: str) -> None:
+    """Tell the user, on stderr, what is not an error."""
+    typer.echo(f"warning: {text}", err=True)

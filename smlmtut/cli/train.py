@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Device, On, SensorOptions, grouped, plain_errors
+from .options import Device, On, SensorOptions, checked_seed, grouped, plain_errors
 
 if TYPE_CHECKING:
     from ..imaging.scenes import Scene
@@ -31,6 +31,7 @@ class TrainingOptions:
 
     def settings(self, base: "TrainingSettings") -> "TrainingSettings":
         """The settings of the shipped weights, with the changes that were given."""
+        checked_seed(self.seed)
         return replace(base, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
@@ -55,7 +56,8 @@ def train_deepstorm(
         from ..networks import recipes
 
         architecture = {} if channels is None else {"channels": channels}
-        recipe = recipes.deepstorm_2d(_scene(sensor), training.settings(recipes.SHIPPED), **architecture)
+        settings = training.settings(recipes.SHIPPED)
+        recipe = recipes.deepstorm_2d(_scene(sensor), settings, **architecture)
         _run(recipe, folder, device, "train deepstorm", {})
 
 
@@ -83,8 +85,8 @@ def train_diffusion(
     with plain_errors():
         from ..networks import pretrained, recipes
 
-        scene = _scene(sensor)
         settings = training.settings(recipes.PUBLISHED_DIFFUSION if published else recipes.SHIPPED_DIFFUSION)
+        scene = _scene(sensor)
         phi = pretrained.load(estimator)
         recipe = recipes.cddpm_2d(scene, phi, settings, **(recipes.PUBLISHED_FORM if published else {}))
         _run(recipe, folder, device, "train diffusion", {"estimator": pretrained.sha256(estimator)})

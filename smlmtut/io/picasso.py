@@ -1,8 +1,11 @@
 """Picasso's HDF5: a table `locs` in camera pixels, with metadata as JSON inside the file and as YAML beside it."""
 
+import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -10,7 +13,7 @@ import pandas as pd
 import yaml
 
 from .._files import hdf5, replacing
-from .._validate import image_shape, whole
+from .._validate import image_shape, positive, whole
 from .columns import REQUIRED, Columns, add, column, demand, numbers
 
 COLUMNS = {
@@ -26,18 +29,19 @@ COLUMNS = {
     "v_sd": "lpy",
     "z_sd_nm": "lpz",
 }
+SEAL = "sha256"  # attribute of the rows and of the file: a checksum of rows and metadata
+ROWS_AT_ONCE = 1 << 16
 METADATA = {"height": "Height", "width": "Width", "frames": "Frames", "pixel_size_nm": "Pixelsize"}
 
 
 def read(path: Path) -> pd.DataFrame:
     """The table in camera pixels; its attrs hold the metadata."""
-    with hdf5(path) as file:
-        locs = file.get("locs")
-        if not isinstance(locs, h5py.Dataset) or locs.dtype.names is None or locs.ndim != 1:
-            raise ValueError(f"{path} must hold a table 'locs', got {sorted(file) or 'none'}")
+    with _opened(path) as (locs, file):
+        seals = [place.attrs.get(SEAL) for place in (locs, file)]
+        if seals != [None, None] and seals != [_digest(locs, file)] * 2:
+            raise ValueError(f"{path} is damaged: its rows or metadata are not those that were written")
         records = locs[...]
-        metadata = file.get("metadata")
-        embedded = metadata[()] if isinstance(metadata, h5py.Dataset) else None
+        embedded = _embedded(file)
     names = records.dtype.names
     demand([COLUMNS[name] for name in REQUIRED], names, str(path))
     ours = {theirs: name for name, theirs in COLUMNS.items()}
@@ -73,6 +77,64 @@ def write(path: Path, table: pd.DataFrame, pixel: float, shape: tuple[int, int] 
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("locs", data=locs)
         file.create_dataset("metadata", data=json.dumps([info]))
+        seal(file)
+
+
+def seal(file: h5py.File) -> None:
+    """Store a checksum of the rows and the metadata of an open file, which `read` then verifies."""
+    locs = file["locs"]
+    assert isinstance(locs, h5py.Dataset)
+    for place in (locs, file):  # twice, far apart: damage to one and to rows beside it must not hide both
+        place.attrs[SEAL] = _digest(locs, file)
+
+
+def rows_without_picasso(path: Path) -> tuple[int, int]:
+    """How many rows of a table Picasso drops when it loads the file, and how many there are.
+
+    Its `lib.ensure_sanity` keeps rows whose values are all finite and whose position is not negative.
+    """
+    dropped = 0
+    with _opened(path) as (locs, _):
+        for rows in _parts(locs):
+            good = (rows["x"] >= 0) & (rows["y"] >= 0)
+            for name in rows.dtype.names or ():
+                good &= np.isfinite(rows[name])
+            dropped += int((~good).sum())
+        return dropped, len(locs)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[h5py.Dataset, h5py.File]]:
+    """The rows of a file, and the file; ValueError where it holds no such table, or HDF5 finds it damaged."""
+    try:
+        with hdf5(path) as file:
+            locs = file.get("locs")
+            if not isinstance(locs, h5py.Dataset) or locs.dtype.names is None or locs.ndim != 1:
+                raise ValueError(f"{path} must hold a table 'locs', got {sorted(file) or 'none'}")
+            yield locs, file
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, MemoryError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _embedded(file: h5py.File) -> bytes | str | None:
+    metadata = file.get("metadata")
+    return metadata[()] if isinstance(metadata, h5py.Dataset) else None
+
+
+def _digest(locs: h5py.Dataset, file: h5py.File) -> str:
+    """SHA-256 of the columns, the rows and the metadata; of the rows only some are in memory at a time."""
+    embedded = _embedded(file) or b""
+    digest = hashlib.sha256(repr(locs.dtype.descr).encode())
+    digest.update(embedded.encode() if isinstance(embedded, str) else embedded)
+    for rows in _parts(locs):
+        digest.update(rows.tobytes())
+    return digest.hexdigest()
+
+
+def _parts(locs: h5py.Dataset) -> Iterator[np.ndarray]:
+    return (locs[first : first + ROWS_AT_ONCE] for first in range(0, len(locs), ROWS_AT_ONCE))
 
 
 def _metadata(path: Path, embedded: bytes | str | None) -> dict[Hashable, object]:
@@ -87,7 +149,16 @@ def _metadata(path: Path, embedded: bytes | str | None) -> dict[Hashable, object
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"the metadata of {path} must be plain YAML or JSON: {error}") from error
     merged = {key: value for part in info if isinstance(part, dict) for key, value in part.items()}
-    return {ours: merged[theirs] for ours, theirs in METADATA.items() if theirs in merged}
+    where = sidecar if sidecar.is_file() else path
+    return {ours: _stated(merged[theirs], theirs, where) for ours, theirs in METADATA.items() if theirs in merged}
+
+
+def _stated(value: Any, key: str, path: Path) -> float:
+    """A number of the metadata; ValueError where it is none, or not positive."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number in {path}, got {value!r}")
+    name = f"{key} in {path}"
+    return positive(name, value) if key == METADATA["pixel_size_nm"] else whole(name, value)  # type: ignore[arg-type]
 
 
 def _movie_size(table: pd.DataFrame, shape: tuple[int, int] | None, frames: int | None) -> tuple[int, ...]:

@@ -68,7 +68,8 @@ def write_localizations(
         smallest movie that holds the table.
     Precision: a .csv holds float64, and writing and reading changes u by less than 1e-12 (|u| + 1); an .hdf5 holds
         float32 as Picasso's do, 6e-8 |u|. Equal u_sd and v_sd become one column of a .csv. One sigma becomes two
-        equal columns of an .hdf5, and one again when it is read. Picasso itself drops rows with u < 0 or v < 0.
+        equal columns of an .hdf5, and one again when it is read. Picasso itself drops rows with u < 0 or v < 0, or
+        with a value that is not finite.
     An existing file is replaced only after everything has been written.
     Raises ValueError for another suffix, a missing column, a frame that is not a whole number of at least 0,
     a position that is not finite, a pixel size that is not positive, a movie too small for the table, or text

@@ -21,7 +21,7 @@ from ..imaging.kde import to_coordinates
 from ..imaging.psf import pixel_integral
 from ..imaging.scenes import BACKGROUND, DENSITY, SIGMA
 from ..networks.deepstorm import DeepSTORM, estimate_kde
-from .frames import Frames, movie_shape, read_frames
+from .frames import Frames, checked_stop, movie_shape, read_frames
 
 WINDOWS, SIDE = 16, 64  # that are looked at, and their side in camera pixels
 STEPS = 30  # of the fit of brightnesses; more change the background by less than 1 %
@@ -68,19 +68,28 @@ class MovieCheck:
 
 
 def check_movie(
-    movie: Frames, camera: Camera, network: DeepSTORM, pixel_size_nm: float, threshold: float = 0.25, seed: int = 0
+    movie: Frames,
+    camera: Camera,
+    network: DeepSTORM,
+    pixel_size_nm: float,
+    threshold: float = 0.25,
+    start: int = 0,
+    stop: int | None = None,
+    seed: int = 0,
 ) -> MovieCheck:
     """Look at WINDOWS windows, spread over the movie's length and area.
 
-    movie, camera, network, threshold: as in `localize_movie`. seed: of the windows' places and of the noise.
+    movie, camera, network, threshold, start, stop: as in `localize_movie`. seed: of places and noise.
     Raises ValueError as `localize_movie` does.
     """
     length, height, width = movie_shape(movie, camera)
+    frames = range(start, checked_stop(start, stop, length, least=1))
+    looks = min(WINDOWS, len(frames))
     generator = step_generator(whole("seed", seed, 0), 0)
     size = (min(SIDE, height), min(SIDE, width))
     found, false, dim, below, saturated, backgrounds = 0, 0, [], [], [], []
-    for k in range(min(WINDOWS, length)):
-        frame = k * length // min(WINDOWS, length)
+    for k in range(looks):
+        frame = frames[k * len(frames) // looks]
         top, left = (
             int(torch.randint(n - s + 1, (1,), generator=generator)) for n, s in zip((height, width), size, strict=True)
         )
@@ -104,7 +113,7 @@ def check_movie(
         saturated.append(_at_the_top(movie, raw))
     data, foreseen = (torch.cat(parts) for parts in zip(*dim, strict=True))
     ratio = lower_spread(data) / lower_spread(foreseen) if len(data) >= ENOUGH else float("nan")
-    area = min(WINDOWS, length) * size[0] * size[1] * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
+    area = looks * size[0] * size[1] * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
     numbers = {
         "background": float(np.median(backgrounds)),
         "noise": ratio,

@@ -22,7 +22,7 @@ from ..networks.precision import chosen_precision
 from . import movie as plain
 from . import uncertainty
 from .check import OUTSIDE, MovieCheck, check_movie
-from .frames import Frames, movie_shape
+from .frames import Frames, checked_stop, movie_shape
 from .progress import COLUMNS, ProgressFile
 from .samples import KDESampler, SamplingSettings
 
@@ -39,6 +39,8 @@ def localize_to_file(
     pixel_size_nm: float,
     threshold: float = 0.25,
     min_mass: float = 0.0,
+    start: int = 0,
+    stop: int | None = None,
     window: int = plain.WINDOW,
     precision: str = "no",
     resume: bool = True,
@@ -54,6 +56,7 @@ def localize_to_file(
         keep their names. The file appears at the end. Until then PATH.partial and PATH.progress.json lie beside it,
         and a run that was interrupted at any moment, or killed, continues from there and ends with the same file.
     pixel_size_nm: side of a camera pixel. resume: False starts again from the first frame. progress: show a bar.
+    start, stop: frames `start` … `stop` − 1 alone; None, to the last. Their numbers are those of the movie.
     sampler: None, or what draws samples. With it the table has the columns of `localize_with_uncertainty`: standard
         deviations in ThunderSTORM's uncertainty_x and uncertainty_y or Picasso's lpx and lpy, and probability. Two
         images appear beside the table (`image_paths`), float32, f pixels to a camera pixel: the sum over the frames
@@ -75,12 +78,14 @@ def localize_to_file(
     if sampler is None and (settings is not None or sampler_name):
         raise ValueError("settings and sampler_name must be None and '' where there is no sampler")
     shape = movie_shape(movie, camera)
+    stop = checked_stop(start, stop, shape[0], least=1)
     # the one that "auto" stands for on this device: a run must not continue with another
     precision = chosen_precision(precision, network.head.weight.device)
     options: dict[str, Any] = {
-        "threshold": float(threshold), "min_mass": float(min_mass), "window": window, "precision": precision,
+        "threshold": float(threshold), "min_mass": float(min_mass), "stop": stop,
+        "window": window, "precision": precision,
     }  # fmt: skip
-    run = identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
+    run = {"start": start} | identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
     localize = partial(plain.localize_movie, movie, camera, network, **options)
     images: dict[str, Any] = {"columns": COLUMNS}
     if sampler is not None:
@@ -90,19 +95,18 @@ def localize_to_file(
         localize = partial(uncertainty.localize_with_uncertainty, movie, camera, network, sampler, settings, **options)
         dark = np.zeros((2, network.factor * shape[1], network.factor * shape[2]))
         images = {"columns": (*COLUMNS, *uncertainty.SAMPLED), "sums": dark, "beside": image_paths(path)}
-    localize()  # bad arguments raise before any file is touched
+    localize(start=start)  # bad arguments raise before any file is touched
     check = None
     if inspect is not None:
-        check = check_movie(movie, camera, network, pixel_size_nm, threshold)
+        check = check_movie(movie, camera, network, pixel_size_nm, threshold, start, stop)
         inspect(check)
-        run |= {"problems": check.problems}
         images["columns"] = (*images["columns"], OUTSIDE) if check.problems else images["columns"]
     with held(path):
-        progress_file = ProgressFile(path, run, resume, frames_at_most=shape[0], **images)
+        progress_file = ProgressFile(path, run, resume, first=start, frames_at_most=stop, **images)
         blocks = localize(start=progress_file.frames)
         if check is not None and check.problems:
             blocks = ((done, check.mark(table), *sums) for done, table, *sums in blocks)
-        run_to_file(blocks, progress_file, pixel_size_nm, shape, progress)
+        run_to_file(blocks, progress_file, pixel_size_nm, shape, range(start, stop), progress)
     return progress_file.rows
 
 
@@ -111,24 +115,25 @@ def run_to_file(
     progress_file: ProgressFile,
     pixel_size_nm: float,
     shape: tuple[int, int, int],
+    frames: range,
     progress: bool = True,
 ) -> None:
     """Add the blocks that are still missing to a progress file, then write the table, and the images if it has sums.
 
     blocks: from frame `progress_file.frames` on, (number of frames done, table), or with sums over the block's frames
-        as a third. shape: (T, H, W) of the movie. progress: show a bar.
+        as a third. shape: (T, H, W) of the movie. frames: those that are localized. progress: show a bar.
     """
-    length, path = shape[0], progress_file.path
-    with tqdm(total=length, initial=progress_file.frames, unit="frame", desc=path.name, disable=not progress) as bar:
+    path, ready = progress_file.path, progress_file.frames - frames.start
+    with tqdm(total=len(frames), initial=ready, unit="frame", desc=path.name, disable=not progress) as bar:
         for done, table, *sums in blocks:
             progress_file.add(done, table, *sums)
-            bar.update(done - bar.n)
+            bar.update(done - frames.start - bar.n)
             bar.set_postfix(localizations=progress_file.rows, refresh=False)
     if progress_file.sums is not None:
         mean, variance = progress_file.sums
         for place, image in zip(image_paths(path), (mean, np.sqrt(variance)), strict=True):
-            write_image(place, image.astype(np.float32))
-    progress_file.finish(pixel_size_nm, shape[1:], length)
+            write_image(place, image.astype(np.float32), pixel_size_nm=pixel_size_nm * shape[1] / image.shape[0])
+    progress_file.finish(pixel_size_nm, shape[1:], shape[0])
 
 
 def image_paths(path: str | Path) -> tuple[Path, Path]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._validate import rank
+from .._validate import rank, whole
 from ..imaging.camera import Camera, check_frame_size, saturated
 from ..io.movies import Movie
 
@@ -24,6 +24,17 @@ def movie_shape(movie: Frames, camera: Camera) -> tuple[int, int, int]:
         raise ValueError("camera must have numbers or (H, W) maps for a movie, got a part of the sensor for each frame")
     check_frame_size("movie", torch.empty(height, width, device="meta"), camera)
     return length, height, width
+
+
+def checked_stop(start: int, stop: int | None, length: int, least: int = 0) -> int:
+    """The frame after the last one, where None stands for the movie's length; ValueError for a range beyond the movie.
+
+    least: number of frames that start and stop must leave; an interrupted run may have none left to do.
+    """
+    stop = length if stop is None else whole("stop", stop)
+    if not 0 <= whole("start", start, 0) <= stop - least <= length - least:
+        raise ValueError(f"start and stop must choose frames from 0 to {length}, got {start} and {stop}")
+    return stop
 
 
 def frame_blocks(

@@ -16,7 +16,7 @@ from ..imaging.camera import Camera
 from ..imaging.kde import MASS_REACH, to_coordinates
 from ..networks.deepstorm import DeepSTORM, estimate_kde
 from ..networks.precision import chosen_precision
-from .frames import Frames, frame_blocks, movie_shape
+from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .progress import COLUMNS
 from .windows import spans, windows
 
@@ -35,14 +35,15 @@ def localize_movie(
     threshold: float = 0.25,
     min_mass: float = 0.0,
     start: int = 0,
+    stop: int | None = None,
     window: int = WINDOW,
     precision: str = "no",
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """Localize a movie block by block.
 
     movie: (T, H, W) ADU, H and W of any size. camera: numbers, or maps (H, W). threshold, min_mass: lowest
-        height and mass of a peak, as in to_coordinates. start: the first frame to localize. window: side of the
-        largest part of a frame that the network sees at once, camera pixels.
+        height and mass of a peak, as in to_coordinates. start, stop: the first frame to localize, and the one after
+        the last; None, to the end. window: side of the largest part of a frame that the network sees at once, px.
     precision: "no", float32; "bf16" or "fp16", faster where the hardware supports it; "auto", the result of
         `precision.best_precision`. bf16 moves a position by a small part of its standard deviation
         (benchmarks/localize_speed.py measures it), fp16 by less.
@@ -54,13 +55,14 @@ def localize_movie(
         finite or is saturated.
     """
     length, height, width = movie_shape(movie, camera)
-    check_limits(start, threshold, min_mass)
+    stop = checked_stop(start, stop, length)
+    check_limits(threshold, min_mass)
     estimate = frame_estimator(network, camera, (height, width), window, precision)
     device = network.head.weight.device.type
     batch = max(1, BATCH_PIXELS["cpu" if device == "cpu" else "other"] // (height * width))
 
     def blocks() -> Iterator[tuple[int, pd.DataFrame]]:
-        for first, adu in frame_blocks(movie, camera, start, length, FRAMES_AT_ONCE, PIXELS_AT_ONCE):
+        for first, adu in frame_blocks(movie, camera, start, stop, FRAMES_AT_ONCE, PIXELS_AT_ONCE):
             tables = [
                 find_peaks(estimate(adu[i : i + batch]), network, first + i, threshold, min_mass)
                 for i in range(0, len(adu), batch)
@@ -70,9 +72,8 @@ def localize_movie(
     return blocks()  # not a generator itself, so that bad arguments raise now and not at the first block
 
 
-def check_limits(start: int, threshold: float, min_mass: float) -> None:
-    """ValueError where the first frame, the threshold or the lowest mass is negative."""
-    whole("start", start, 0)
+def check_limits(threshold: float, min_mass: float) -> None:
+    """ValueError where the threshold or the lowest mass is negative."""
     non_negative("threshold", threshold)
     non_negative("min_mass", min_mass)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .._files import hdf5, replacing
 from .._validate import whole
+from ..io import picasso
 from ..io.tables import CSV, write_localizations
 
 COLUMNS = ("frame", "u", "v", "height", "mass")
@@ -32,9 +33,10 @@ class ProgressFile:
     resume: whether to continue an interrupted run; False deletes what it left. columns: of the table.
     sums: None, or images, (n, h, w), to which every block adds. They are stored in a file whose name has the number
         of frames, so that the record tells which file is valid.
-    frames_at_most: length of the movie, which a record must not exceed.
+    first: the frame with which a run begins. frames_at_most: where it ends, which a record must not exceed.
     beside: other files that appear at the end; temporary files that a killed run left of them are deleted.
-    frames, rows: how many are done; 0, or where the interrupted run was.
+    frames, rows: how many are done, counted from the start of the movie; `first` and 0, or where the interrupted run
+        was.
     Raises ProgressMismatch where an interrupted run was a different one, or its record is damaged.
     """
 
@@ -46,6 +48,7 @@ class ProgressFile:
         columns: Sequence[str] = COLUMNS,
         sums: NDArray[np.float64] | None = None,
         beside: Sequence[Path] = (),
+        first: int = 0,
         frames_at_most: int | None = None,
     ) -> None:
         run = {**run, "columns": list(columns)}
@@ -55,7 +58,7 @@ class ProgressFile:
         self.record = path.with_name(f"{path.name}.progress.json")
         self.scratch = path.with_name(f"{path.name}.part{path.suffix}")
         self.frames_at_most = frames_at_most
-        self.frames = self.rows = 0
+        self.frames, self.rows = first, 0
         self._clean()
         if resume and self.record.exists():
             self._continue()
@@ -116,16 +119,16 @@ class ProgressFile:
             raise ProgressMismatch(f"{self.record} is damaged: {AGAIN}. {error}") from error
         if not enough:
             raise ProgressMismatch(f"{self.partial} must hold the {rows} rows that {self.record} counts: {AGAIN}")
-        if self.frames_at_most is not None and frames > self.frames_at_most:
-            raise ProgressMismatch(
-                f"{self.record} is damaged, it counts {frames} frames of a movie of {self.frames_at_most}: {AGAIN}"
-            )
         other = [
             f"{name} was {before.get(name)}, is {now}" for name, now in self.run.items() if before.get(name) != now
         ]
         if other:
             raise ProgressMismatch(
                 f"{self.record} is of another run, continue that one, or {AGAIN}: {'; '.join(other)}"
+            )
+        if self.frames_at_most is not None and frames > self.frames_at_most:
+            raise ProgressMismatch(
+                f"{self.record} is damaged, it counts {frames} frames where {self.frames_at_most} are the last: {AGAIN}"
             )
         self.frames, self.rows, self.sums = frames, rows, sums
         os.truncate(self.partial, self._bytes(rows))  # without the rows of a block that was not yet recorded
@@ -173,5 +176,6 @@ def _write_hdf5(path: Path, scratch: Path, tables: Iterator[pd.DataFrame], rows:
                     target = out.require_dataset("locs", (rows,), locs.dtype)
                     target[done : done + len(table)] = locs[...]
                 done += len(table)
+            picasso.seal(out)
         with replacing(path.with_suffix(".yaml")) as sidecar:
             sidecar.write_bytes(scratch.with_suffix(".yaml").read_bytes())

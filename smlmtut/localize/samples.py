@@ -16,7 +16,7 @@ from ..networks import pretrained
 from ..networks.cddpm import CALLS, ConditionalDiffusion, frame_input, sample_kde
 from ..networks.deepstorm import DeepSTORM
 from ..networks.precision import AUTOCAST, chosen_precision
-from .frames import Frames, frame_blocks, movie_shape
+from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .movie import WINDOW, frame_estimator
 from .windows import Window, windows
 
@@ -145,9 +145,7 @@ def sample_frames(
     """
     settings = settings or SamplingSettings()
     length, height, width = movie_shape(movie, camera)
-    stop = length if stop is None else whole("stop", stop)
-    if not 0 <= whole("start", start, 0) < stop <= length:
-        raise ValueError(f"start and stop must choose frames from 0 to {length}, got {start} and {stop}")
+    stop = checked_stop(start, stop, length, least=1)
     windows = WindowSampler(camera, network, sampler, (height, width), settings)
     estimate, f = frame_estimator(network, camera, (height, width), WINDOW, precision), network.factor
 

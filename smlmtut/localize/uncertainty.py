@@ -15,7 +15,7 @@ from ..evaluation import localization
 from ..imaging.camera import Camera
 from ..imaging.kde import to_coordinates
 from ..networks.deepstorm import DeepSTORM
-from .frames import Frames, frame_blocks, movie_shape
+from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .movie import WINDOW, check_limits, find_peaks, frame_estimator
 from .samples import VALUES_AT_ONCE, Job, KDESampler, SamplingSettings, WindowSampler
 from .windows import Span
@@ -34,6 +34,7 @@ def localize_with_uncertainty(
     threshold: float = 0.25,
     min_mass: float = 0.0,
     start: int = 0,
+    stop: int | None = None,
     window: int = WINDOW,
     precision: str = "no",
 ) -> Iterator[tuple[int, pd.DataFrame, np.ndarray]]:
@@ -52,7 +53,8 @@ def localize_with_uncertainty(
     """
     settings = settings or SamplingSettings()
     length, height, width = movie_shape(movie, camera)
-    check_limits(start, threshold, min_mass)
+    stop = checked_stop(start, stop, length)
+    check_limits(threshold, min_mass)
     if settings.dark > threshold:
         raise ValueError(f"dark must be at most the threshold {threshold:g}, got {settings.dark:g}")
     windows = WindowSampler(camera, network, sampler, (height, width), settings)
@@ -60,7 +62,7 @@ def localize_with_uncertainty(
     f = network.factor
 
     def blocks() -> Iterator[tuple[int, pd.DataFrame, np.ndarray]]:
-        for first, adu in frame_blocks(movie, camera, start, length, FRAMES_AT_ONCE, PIXELS_AT_ONCE):
+        for first, adu in frame_blocks(movie, camera, start, stop, FRAMES_AT_ONCE, PIXELS_AT_ONCE):
             y = torch.cat([estimate(frame[None]) for frame in adu])  # (n, 1, f·H, f·W)
             matches = Matches(find_peaks(y, network, first, threshold, min_mass), network, settings)
             mean = y[:, 0].cpu().clone()  # (n, f·H, f·W), replaced where there are samples
