@@ -1,6 +1,8 @@
-"""Files that are replaced whole or not at all, and HDF5 files whose errors say what is wrong."""
+"""Files that are replaced whole or not at all, by one run at a time, and HDF5 files whose errors say what is wrong."""
 
+import errno
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -19,19 +21,32 @@ class TruncatedFile(ValueError):
     """A file that ends before its own description says it does."""
 
 
+class FileInUse(ValueError):
+    """A file that another run is writing."""
+
+
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold PATH.lock, so that one process alone writes what belongs to path; ValueError where another one does.
+    """Hold PATH.lock, so that one run alone writes what belongs to path.
 
-    The system releases the lock of a process that dies. PATH.running says who holds it.
+    The system releases the lock of a process that dies, so no lock outlives its run. PATH.running says who holds it.
+    Raises FileInUse where another run holds it, FileNotFoundError where path's folder is not there, and OSError where
+    nothing can be written in it.
     """
+    if not path.parent.is_dir():  # FileLock would make it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     lock, holder = path.with_name(f"{path.name}.lock"), path.with_name(f"{path.name}.running")
-    guard = FileLock(lock, timeout=0)
+    guard = FileLock(lock, timeout=0, thread_local=False)
     try:
         guard.acquire()
     except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise ValueError(f"{path} is being written by {who}: wait until it is done, or choose another output") from None
+        try:
+            who = holder.read_text(encoding="utf-8")[:200]
+        except (OSError, ValueError):
+            who = "another process"
+        raise FileInUse(f"{path} is being written by {who}: wait until it is done, or choose another output") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # names the output, not its lock
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
@@ -55,9 +70,22 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def reserve(path: Path, size: int) -> None:
+    """Raise OSError where the disk of path has no room for size bytes more.
+
+    For HDF5: on a full disk its library ends the process with a segmentation fault when it closes the file.
+    """
+    size += 1 << 16  # what HDF5 writes besides the numbers, and what a file system may round up
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        if hasattr(os, "posix_fallocate"):  # knows of quotas, too
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(path.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 @contextmanager
 def hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file open for reading; ValueError where it is none, TruncatedFile where it ends too early."""
+    """An HDF5 file open for reading; ValueError where it is none or damaged, TruncatedFile where it ends too early."""
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError:
@@ -66,7 +94,12 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
         kind = TruncatedFile if "truncated" in str(error) else ValueError
         raise kind(f"{path} must be an HDF5 file: {error}") from error
     with file:
-        yield file
+        try:
+            yield file
+        except Exception as error:  # h5py has many kinds for what it cannot read
+            if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+                raise
+            raise ValueError(f"{path} is damaged, HDF5 cannot read it: {error}") from error
 
 
 def with_suffix(name: str, path: str | Path, suffixes: tuple[str, ...]) -> Path:

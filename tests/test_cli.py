@@ -414,12 +414,13 @@ def test_some_frames_with_uncertainty_continue_and_only_with_the_same_range(few,
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}{suffix}" for n in ("locs", "wanted") for suffix in suffixes}
 
 
-def test_the_time_is_told_before_samples_are_drawn(few, tmp_path):
-    command = ["localize", few / "movie.tif", "-o", tmp_path / "locs.csv", *NUMBERS, "--uncertainty", "--samples", 2,
+def test_the_time_is_told_before_samples_are_drawn(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("smlmtut.cli.localize.FRAMES_TIMED", 3)
+    command = ["localize", few / "few.tif", "-o", tmp_path / "locs.csv", *NUMBERS, "--uncertainty", "--samples", 2,
                "--weights", few / "weights.safetensors", "--posterior", few / "diffusion.safetensors"]  # fmt: skip
-    wanted = r"40 frames, about [\d.]+ s a frame, in all 0:\d\d:\d\d h \(--frames 0:5 tries five\)"
+    wanted = r"3 frames, about [\d.]+ s a frame, in all 0:\d\d:\d\d h \(--frames 0:5 tries five\)"
     assert re.match(wanted, run(*command))
-    assert "s a frame" not in run(*command, "--frames", "0:5")
+    assert "s a frame" not in run(*command, "--frames", "0:2")
     assert "s a frame" not in run(*command, "--quiet")
 
 

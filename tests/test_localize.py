@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from typing import ClassVar
 
 import h5py
@@ -382,18 +383,30 @@ def test_killed_at_every_change_of_a_file(tmp_path, suffix, step):
     assert int(done.stdout) >= 20 / step
 
 
+@contextmanager
+def breaking_off(monkeypatch, at: int):
+    """Runs end in frame `at`, which cannot be read."""
+    read = reading.read_frames
+
+    def broken(movie, camera, first, last):
+        if first <= at < last:
+            raise ValueError(f"broken in frame {at}")
+        return read(movie, camera, first, last)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "read_frames", broken)
+        with pytest.raises(ValueError, match=f"broken in frame {at}"):
+            yield
+
+
 @pytest.fixture
 def broken_off(tmp_path, monkeypatch):
-    """A run that ended after the first of three blocks, of a movie whose middle is not hashed."""
+    """A run that ended after the first of three blocks."""
     monkeypatch.setattr(localize, "FRAMES_AT_ONCE", 2)
-    monkeypatch.setattr(files, "FRAMES_HASHED", 2)
-    frames = movie().astype(np.float32)
-    frames[3, 4, 5] = math.nan
-    path = tmp_path / "locs.csv"
-    with pytest.raises(ValueError, match="in frame 3"):
+    frames, path = movie().astype(np.float32), tmp_path / "locs.csv"
+    with breaking_off(monkeypatch, 3):
         localize_to_file(path, frames, CAMERA, network(), 108.0, progress=False)
     assert not path.exists() and json.loads((tmp_path / "locs.csv.progress.json").read_text())["frames"] == 2
-    frames[3, 4, 5] = 100.0
     return path, frames
 
 
@@ -427,11 +440,9 @@ def test_a_run_in_bf16_goes_on_in_bf16(tmp_path, monkeypatch, fast):
     frames = movie().astype(np.float32)
     good = {"camera": CAMERA, "network": network(), "pixel_size_nm": 108.0, "progress": False}
     localize_to_file(tmp_path / "whole.csv", frames, precision="bf16", **good)
-    broken = frames.copy()
-    broken[3, 4, 5] = math.nan
     path = tmp_path / "locs.csv"
-    with pytest.raises(ValueError, match="in frame 3"):
-        localize_to_file(path, broken, precision="auto", **good)
+    with breaking_off(monkeypatch, 3):
+        localize_to_file(path, frames, precision="auto", **good)
     monkeypatch.setattr(precision, "best_precision", lambda device: "no")
     with pytest.raises(ProgressMismatch, match="precision was bf16, is no"):
         localize_to_file(path, frames, precision="auto", **good)
@@ -453,7 +464,8 @@ def test_another_run_does_not_go_on(broken_off):
         "threshold": 0.3, "min_mass": 0.1, "window": 100, "precision": "bf16",
     }  # fmt: skip
     for name, value in changes.items():
-        with pytest.raises(ProgressMismatch, match=f"progress.json is of another run.*resume=False: {name} was"):
+        what = "movie" if name == "movie" else "run"
+        with pytest.raises(ProgressMismatch, match=f"progress.json is of another {what}.*resume=False: {name} was"):
             localize_to_file(path, **{**good, name: value})
     localize_to_file(path, **{**good, "pixel_size_nm": 100.0})  # used only at the end
 
@@ -465,7 +477,7 @@ def test_another_run_does_not_go_on(broken_off):
         (".progress.json", b'{"frames": 2}', "is damaged"),
         (".partial", b"short", "must hold the"),
         (".partial", None, "is damaged"),
-        (".progress.json", "more frames", "is damaged, it counts 9 frames where 5 are the last"),
+        (".progress.json", "more frames", "is damaged: .* it was changed"),
     ],
 )
 def test_a_damaged_record(broken_off, suffix, content, message):
@@ -528,7 +540,7 @@ def test_rows_that_are_missing_are_found_before_the_table_is_written(tmp_path):
     progress_file = progress.ProgressFile(path, {}, False)
     progress_file.add(1, pd.DataFrame({name: [0.0, 1.0, 2.0] for name in progress.COLUMNS}))
     os.truncate(progress_file.partial, 40)
-    with pytest.raises(ProgressMismatch, match="must hold 3 rows and ends before"):
+    with pytest.raises(ProgressMismatch, match="must have the 120 bytes of 3 rows and has 40"):
         progress_file.finish(100.0, (4, 4), 1)
     assert not path.exists()
 

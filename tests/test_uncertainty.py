@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
-from test_localize import CAMERA, Painted, movie, network
+from test_localize import CAMERA, Painted, breaking_off, movie, network
 from torch import Tensor
 
 from smlmtut.diffusion import samplers
@@ -289,12 +289,10 @@ def broken_off(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "FRAMES_HASHED", 2)
     frames = dots(5, (20, 24), [(5, 6), (12, 17)])
     to_file(tmp_path / "whole.csv", frames)
-    frames[3, 4, 5] = math.nan
     path = tmp_path / "locs.csv"
-    with pytest.raises(ValueError, match="in frame 3"):
+    with breaking_off(monkeypatch, 3):
         to_file(path, frames)
     assert json.loads((tmp_path / "locs.csv.progress.json").read_text())["frames"] == 2
-    frames[3, 4, 5] = 0
     return path, frames
 
 
@@ -329,10 +327,15 @@ def test_another_run_does_not_go_on(broken_off, change, name):
     assert not list(path.parent.glob("*.npy"))
 
 
-@pytest.mark.parametrize("damage", [None, b"", b"short"])
+@pytest.mark.parametrize("damage", [None, b"", b"short", "smaller", "flipped"])
 def test_damaged_images(broken_off, damage):
     path, frames = broken_off
     sums = path.with_name("locs.csv.sums-2.npy")
+    if damage == "smaller":
+        np.save(sums, np.load(sums)[:, :-4])
+        damage = sums.read_bytes()
+    elif damage == "flipped":
+        damage = sums.read_bytes()[:-3] + b"abc"
     sums.unlink() if damage is None else sums.write_bytes(damage)
     with pytest.raises(ProgressMismatch, match="is damaged"):
         to_file(path, frames)

@@ -22,8 +22,6 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", *TIFF_SUFFIXES)
 CODECS = "Most come with the extra for microscopes: pip install 'smlmtut[microscope]'"
 GRAY = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE)
-
-
 OTHERS = {
     ".nd2": "a file of Nikon", ".czi": "a file of Zeiss", ".lsm": "a file of Zeiss", ".lif": "a file of Leica",
     ".dcimg": "a file of Hamamatsu, which HCImage exports as TIFF", ".spe": "a file of Princeton Instruments",
@@ -123,14 +121,18 @@ def read_movie(path: str | Path) -> Movie:
         check_structure(path, raw)
     try:
         file = tifffile.TiffFile(path)
-    except tifffile.TiffFileError as error:
+    except Exception as error:  # TiffFileError, and for damaged tags many other kinds
+        if isinstance(error, OSError):
+            raise
         raise ValueError(f"{path} must be a TIFF file: {error}") from error
     try:
         _check_series(path, file)
         return Movie(path, file)
-    except Exception:
+    except Exception as error:
         file.close()
-        raise
+        if isinstance(error, ValueError | OSError):
+            raise
+        raise ValueError(f"{path} is damaged, tifffile cannot read it: {error!r}") from error
 
 
 def write_movie(path: str | Path, frames: np.ndarray | Tensor, pixel_size_nm: float | None = None) -> None:
@@ -210,9 +212,7 @@ def _missing_codec(page: tifffile.TiffPage) -> str:
         decode = tifffile.TIFF.DECOMPRESSORS[page.compression]
         if decode is not None:
             decode(b"")  # some codecs are imported only now
-    except KeyError as error:
-        return str(error.args[0])
-    except ImportError as error:
+    except (KeyError, ImportError) as error:
         return f"{page.compression!r}: {error}"
     except Exception:  # nothing to decode, which is not the question
         return ""

@@ -15,7 +15,7 @@ from .. import __version__
 from .._files import held
 from .._validate import positive
 from ..imaging.camera import Camera
-from ..io.movies import write_image
+from ..io.movies import Movie, write_image
 from ..io.tables import table_suffix
 from ..networks.deepstorm import DeepSTORM
 from ..networks.precision import chosen_precision
@@ -23,12 +23,10 @@ from . import movie as plain
 from . import uncertainty
 from .check import OUTSIDE, MovieCheck, check_movie
 from .frames import Frames, checked_stop, movie_shape
-from .progress import COLUMNS, ProgressFile
+from .progress import COLUMNS, ProgressFile, ProgressMismatch
 from .samples import KDESampler, SamplingSettings
 
-FRAMES_HASHED = (
-    16  # spread over the movie, the first and the last among them: reading all would take as long as the run
-)
+FRAMES_HASHED = 16  # spread over the movie, both ends among them: reading all would take as long as the run
 
 
 def localize_to_file(
@@ -68,9 +66,10 @@ def localize_to_file(
         raise. Where there are any, the table gets a column outside_scene of ones, and no probability is above what the
         check allows. With None the movie is not checked.
     Others: as in `localize_movie`. Memory does not grow with the length of the movie.
-    Raises ProgressMismatch (a ValueError) where the interrupted run was a different one; ValueError for settings
-        without a sampler, or where another process writes the same file; and what `localize_movie` or
-        `localize_with_uncertainty` raises.
+    Raises ProgressMismatch (a ValueError) where the interrupted run was a different one, what it left is damaged, or
+        the movie changes during the run; FileInUse (a ValueError) where another run is writing the same file;
+        FileNotFoundError where there is no folder for it; ValueError for settings without a sampler; and what
+        `localize_movie` or `localize_with_uncertainty` raises.
     """
     path = Path(path)
     table_suffix(path)
@@ -85,7 +84,7 @@ def localize_to_file(
         "threshold": float(threshold), "min_mass": float(min_mass), "stop": stop,
         "window": window, "precision": precision,
     }  # fmt: skip
-    run = {"start": start} | identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
+    run: dict[str, Any] = {"start": start} | identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
     localize = partial(plain.localize_movie, movie, camera, network, **options)
     images: dict[str, Any] = {"columns": COLUMNS}
     if sampler is not None:
@@ -102,8 +101,8 @@ def localize_to_file(
         inspect(check)
         images["columns"] = (*images["columns"], OUTSIDE) if check.problems else images["columns"]
     with held(path):
-        progress_file = ProgressFile(path, run, resume, first=start, frames_at_most=stop, **images)
-        blocks = localize(start=progress_file.frames)
+        progress_file = ProgressFile(path, run, resume, first=start, **images)
+        blocks = _unchanged(localize(start=progress_file.frames), movie, run["movie"])
         if check is not None and check.problems:
             blocks = ((done, check.mark(table), *sums) for done, table, *sums in blocks)
         run_to_file(blocks, progress_file, pixel_size_nm, shape, range(start, stop), progress)
@@ -129,11 +128,12 @@ def run_to_file(
             progress_file.add(done, table, *sums)
             bar.update(done - frames.start - bar.n)
             bar.set_postfix(localizations=progress_file.rows, refresh=False)
+    progress_file.verify(frames.stop)
     if progress_file.sums is not None:
         mean, variance = progress_file.sums
         for place, image in zip(image_paths(path), (mean, np.sqrt(variance)), strict=True):
             write_image(place, image.astype(np.float32), pixel_size_nm=pixel_size_nm * shape[1] / image.shape[0])
-    progress_file.finish(pixel_size_nm, shape[1:], shape[0])
+    progress_file.finish(pixel_size_nm, shape[1:], shape[0], frames.stop)
 
 
 def image_paths(path: str | Path) -> tuple[Path, Path]:
@@ -142,19 +142,37 @@ def image_paths(path: str | Path) -> tuple[Path, Path]:
 
 
 def identity(movie: Frames, camera: Camera, network: DeepSTORM) -> dict[str, Any]:
-    """What must not change in a run that continues. Of the movie: its size, its type, and FRAMES_HASHED frames."""
-    some = np.linspace(0, len(movie) - 1, min(FRAMES_HASHED, len(movie))).round().astype(int)
-    hashed = [_bytes(movie[i : i + 1]) for i in some.tolist()]
+    """What must not change in a run that continues."""
     weights = {name: x for name, x in network.state_dict().items()}
     values = {f.name: getattr(camera, f.name) for f in fields(camera)}
     return {
         "version": __version__,
-        "movie": f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*hashed)}",
+        "movie": movie_identity(movie),
         "camera": _digest(*(part for name, x in values.items() for part in (name.encode(), _bytes(x)))),
         "network": _digest(*(part for name, x in weights.items() for part in (name.encode(), _bytes(x)))),
         "architecture": network.architecture,
         "device": network.head.weight.device.type,
     }
+
+
+def movie_identity(movie: Frames) -> str:
+    """A movie's size, type and a hash of frames spread over it; of a file also its length and time of change."""
+    some = np.linspace(0, len(movie) - 1, min(FRAMES_HASHED, len(movie))).round().astype(int)
+    frames = (_digest(_bytes(movie[i : i + 1])).encode() for i in some.tolist())  # one of them in memory
+    text = f"{tuple(int(n) for n in movie.shape)} {movie.dtype} {_digest(*frames)}"
+    if not isinstance(movie, Movie):
+        return text
+    movie.release_memory()
+    stat = movie.path.stat()
+    return f"{text}, {stat.st_size} bytes, changed at {stat.st_mtime_ns} ns"
+
+
+def _unchanged(blocks: Iterator[tuple[Any, ...]], movie: Frames, before: str) -> Iterator[tuple[Any, ...]]:
+    """The blocks; ProgressMismatch after them where the movie is not what it was before."""
+    yield from blocks
+    now = movie_identity(movie)
+    if now != before:
+        raise ProgressMismatch(f"movie must not change during a run: it was {before}, is {now}")
 
 
 def _bytes(value: object) -> bytes:
