@@ -416,8 +416,9 @@ def test_some_frames_with_uncertainty_continue_and_only_with_the_same_range(few,
 
 def test_the_time_is_told_before_samples_are_drawn(few, tmp_path, monkeypatch):
     monkeypatch.setattr("smlmtut.cli.localize.FRAMES_TIMED", 3)
-    command = ["localize", few / "few.tif", "-o", tmp_path / "locs.csv", *NUMBERS, "--uncertainty", "--samples", 2,
-               "--weights", few / "weights.safetensors", "--posterior", few / "diffusion.safetensors"]  # fmt: skip
+    command = ["localize", few / "few.tif", "-o", tmp_path / "locs.csv", "--pixel-size-nm", 108, *NUMBERS,
+               "--weights", few / "weights.safetensors", "--posterior", few / "diffusion.safetensors",
+               "--uncertainty", "--samples", 2]  # fmt: skip
     wanted = r"3 frames, about [\d.]+ s a frame, in all 0:\d\d:\d\d h \(--frames 0:5 tries five\)"
     assert re.match(wanted, run(*command))
     assert "s a frame" not in run(*command, "--frames", "0:2")
