@@ -89,6 +89,15 @@ def test_data_that_cannot_be_right(movie, camera, words, network):
     assert any(words in problem for problem in check_movie(movie, camera, network, 108.0).problems)
 
 
+def test_a_movie_of_eight_bits_is_warned_of_even_where_it_looks_right(movies, network):
+    """Scaling may leave noise and background as the camera foresees them: what remains is the type."""
+    movie, camera = movies[0]
+    for eight in ((movie - 40).clamp(0, 255).to(torch.uint8), (movie - 40).clamp(0, 255).numpy().astype(np.uint8)):
+        scaled = replace(camera, offset=camera.offset - 40)
+        others = [p for p in check_movie(movie - 40, scaled, network, 108.0).problems if "8 bits" in p]
+        assert others == [] and any("8 bits" in p for p in check_movie(eight, scaled, network, 108.0).problems)
+
+
 def test_the_fit_finds_brightness_and_background():
     """Against the truth, within its Cramér-Rao bound, where every emitter is known."""
     u, v = torch.tensor([[8.2, 22.6, 14.0]]).double(), torch.tensor([[9.1, 20.3, 25.5]]).double()

@@ -122,7 +122,7 @@ def check_movie(
         "density": found / area,
         "false_share": min(1.0, false / found) if found else 0.0,
     }
-    return MovieCheck(**numbers, problems=tuple(problems(**numbers)))
+    return MovieCheck(**numbers, problems=(*problems(**numbers), *_eight_bits(movie)))
 
 
 def fitted_rate(x: Tensor, v: Tensor, u: Tensor, w: Tensor, sigma: float | None = None) -> tuple[Tensor, float]:
@@ -220,6 +220,16 @@ def problems(
             "raise the threshold, or check the camera"
         )
     return found
+
+
+def _eight_bits(movie: Frames) -> list[str]:
+    """A camera gives 12 or 16 bits: a movie of 8 was scaled, and the camera's gain and offset with it."""
+    if str(movie.dtype).removeprefix("torch.") not in ("uint8", "int8"):
+        return []
+    return [
+        "the movie has 8 bits a pixel, so it was scaled after the camera, whose gain and offset do not hold for it: "
+        "export it again with 16 bits"
+    ]
 
 
 def _at_the_top(movie: Frames, raw: Tensor) -> float:
