@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import smlmtut
 from smlmtut import evaluation
 from smlmtut.estimation import closed_forms, fisher, fit, likelihood, spots
-from smlmtut.evaluation import calibration, localization, proper_scores
+from smlmtut.evaluation import against_exact, calibration, localization, proper_scores
 from smlmtut.imaging import blinking, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
@@ -229,6 +230,32 @@ row(
     anything=("truth",),
 )
 row("proper_scores.crps_point", proper_scores.crps_point, {"estimate": MEAN, "truth": TRUTH}, anything=("truth",))
+KDES, NUMBERS = some(2, 5, 8, 8), torch.tensor([[0, 1, 1], [2, 1, 0]])
+two_kinds = {"samples": SAMPLES, "exact": some(2, 5, 4, low=0)}
+row("against_exact.energy_regret", against_exact.energy_regret, two_kinds)
+row(
+    "against_exact.crps_regret",
+    against_exact.crps_regret,
+    two_kinds | {"where": TRUTH > 1},
+    truth=("where",),
+    optional=("where",),
+)
+row(
+    "against_exact.log_error_bar",
+    against_exact.log_error_bar,
+    {"samples": SAMPLES, "exact_sd": TRUTH, "where": TRUTH > 0},
+    truth=("where",),
+)
+row("against_exact.peak_counts", partial(against_exact.peak_counts, factor=4, sigma=1.0), {"samples": KDES})
+row("against_exact.summary_vector", partial(against_exact.summary_vector, factor=4, sigma=1.0), {"samples": KDES})
+row(
+    "against_exact.count_log_loss", partial(against_exact.count_log_loss, most=3), {"counts": NUMBERS, "exact": NUMBERS}
+)
+row(
+    "against_exact.two_sample_accuracy",
+    partial(against_exact.two_sample_accuracy, classifier=LogisticRegression()),
+    {"samples": some(4, 5, 2), "exact": some(4, 6, 2, low=0)},
+)
 FOUND = {"frame": torch.tensor([0, 0, 1]), "u": some(3), "v": some(3)}
 POINTS = localization.Points(**FOUND)
 row(
@@ -394,11 +421,11 @@ INNER = {
 UNCHECKED = {
     "psf.present_mask", "psf.pixel_integral_fast", "psf.pixel_factors", "psf.background_image", "kde.kernel",
     "camera.check_frame_size", "camera.Camera.as_tensors", "proper_scores.parts", "proper_scores.joined",
-    "proper_scores.ensemble", "proper_scores.on_host",
+    "proper_scores.ensemble", "proper_scores.on_host", "against_exact.bootstrap_error",
 }  # fmt: skip
 RESULTS = {  # dataclasses that functions return, or that hold what their user checks
     "blinking.Flashes", "scenes.FrameBatch", "kde.Peaks", "fit.Fit", "one.Posterior", "many.Diagnostics", "many.Draws",
-    "localization.Pairs", "calibration.Sparsification",
+    "localization.Pairs", "calibration.Sparsification", "against_exact.Regret",
 }  # fmt: skip
 WORDS = ("Tensor", "Array", "Value", "Coordinate", "Positions")
 

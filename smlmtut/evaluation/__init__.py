@@ -3,6 +3,7 @@
     localization   localizations paired with emitters; Jaccard index, RMSE, efficiency
     calibration    ranks, coverage, spread against error, sparsification; a table by class of pixel
     proper_scores  CRPS and energy score
+    against_exact  the same against draws from the exact posterior: regret, error bars, counts, a classifier
 
 The face loads no library but numpy and torch: pandas, scipy and scoringrules are imported by the functions that need
 them.
