@@ -30,6 +30,9 @@ ENOUGH = 400  # dim pixels below which nothing is said of the noise
 # What benchmarks/movie_check.py finds on 500 movies of the training scene with the right camera, and a little more
 NOISE = (0.90, 1.10)  # sd of dim pixels over the sd that the camera foresees
 BACKGROUND_LIMIT = 1.25 * BACKGROUND.high  # e⁻ per pixel
+# Where molecules lie over most of the frame, those that are missed pass for background, and the dim pixels are the ones
+# where noise was low by chance: limits for a share of dim pixels below the first number
+CROWDED, NOISE_CROWDED, BACKGROUND_CROWDED = 0.25, 0.75, 2 * BACKGROUND.high
 BELOW_LIMIT = 0.002  # share of pixels 4 sd below the offset: 3e-5 for a Gaussian
 DENSITY_LIMIT = 1.25 * DENSITY.high  # localizations per µm²
 FALSE_LIMIT = 0.1  # localizations in noise alone, over those in the movie
@@ -40,14 +43,15 @@ OUTSIDE = "outside_scene"  # column of a table whose movie the check has problem
 class MovieCheck:
     """What a few windows of a movie show, and what is wrong with it.
 
-    background: e⁻ per pixel, the median over windows. noise: sd in pixels without molecules over the sd that the
-    camera foresees; NaN where there are too few such pixels. below: share of pixels more than 4 sd below the offset.
-    saturated: share at the largest value of the movie's integer type. density: localizations per µm² and frame.
-    false_share: localizations that the network finds in the movie's noise alone, over those in the movie.
+    background: e⁻ per pixel, the median over windows. dim: share of the pixels that are without molecules. noise: sd in
+    these over the sd that the camera foresees; NaN where there are too few. below: share of pixels more than 4 sd below
+    the offset. saturated: share at the largest value of the movie's integer type. density: localizations per µm² and
+    frame. false_share: localizations that the network finds in the movie's noise alone, over those in the movie.
     problems: sentences that say what lies outside of what the network knows, and what to do; empty where nothing does.
     """
 
     background: float
+    dim: float
     noise: float
     below: float
     saturated: float
@@ -116,6 +120,7 @@ def check_movie(
     area = looks * size[0] * size[1] * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
     numbers = {
         "background": float(np.median(backgrounds)),
+        "dim": len(data) / (looks * size[0] * size[1]),
         "noise": ratio,
         "below": float(np.mean(below)),
         "saturated": float(np.mean(saturated)),
@@ -183,21 +188,22 @@ def noise_alone(residuals: Tensor, background: float, v: Tensor, generator: torc
 
 
 def problems(
-    background: float, noise: float, below: float, saturated: float, density: float, false_share: float
+    background: float, dim: float, noise: float, below: float, saturated: float, density: float, false_share: float
 ) -> list[str]:
     """What lies outside of the training scene, each with what to do."""
     found = []
+    lowest, brightest = (NOISE_CROWDED, BACKGROUND_CROWDED) if dim < CROWDED else (NOISE[0], BACKGROUND_LIMIT)
     if noise > NOISE[1]:
         found.append(
             f"pixels without molecules scatter {noise:.2f} times as much as the camera foresees: "
             "check the read variance (ADU²), then the gain and the offset"
         )
-    if noise < NOISE[0]:
+    if noise < lowest:
         found.append(
             f"pixels without molecules scatter {noise:.2f} times as much as the camera foresees: "
             "check the offset and the gain (ADU per photo-electron), then the read variance"
         )
-    if background > BACKGROUND_LIMIT:
+    if background > brightest:
         found.append(
             f"the background is {background:.3g} photo-electrons a pixel, and the network knows up to "
             f"{BACKGROUND.high:g}: check the offset and the gain"
