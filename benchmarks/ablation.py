@@ -1,0 +1,193 @@
+"""What does the whitening buy? The same U-Net on the same frames, as one diffusion model after the other.
+
+    python benchmarks/ablation.py train --folder runs/ablation --frames 96000          # all variants, resumable
+    python benchmarks/ablation.py train --folder runs/ablation --only v-reader --seed 2 --frames 288000
+    python benchmarks/ablation.py score --folder runs/ablation --reference runs/reference
+
+A variant is a pair: what is predicted, and at which noise levels; and what y is shifted and scaled by. Of the first
+there are only two kinds. With α = √γ, s = √(1 − γ) and z_t = α z + s ε, for data of unit variance:
+
+- EDM's preconditioned network F (Karras 2022) has to predict −v, with weight 1: it differs from v by its levels alone;
+- flow matching (Lipman 2023) on (1 − t) z + t ε predicts ε − z = (s − α) z_t + (α + s) v: it is v at the levels of
+  a uniform t, with the weight (α + s)².
+
+Both are proved in the tests, from the formulas of their papers. So all run through the same code.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smlmtut.diffusion.schedule import NoiseSchedule
+from smlmtut.networks import pretrained, recipes, training
+from smlmtut.networks.cddpm import MOLECULES, STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms
+from smlmtut.networks.checkpoint import read_average
+from smlmtut.networks.deepstorm import Convolution
+from smlmtut.networks.settings import Draw, TrainingSettings
+from smlmtut.networks.whitening import SCALE_AT_START
+
+DATA_SD = 0.034  # rms of y − ŷ over the training frames: the constant scale
+# EDM's ln σ is N(−1.2, 1.2²) for data of sd 0.5, so for data of sd 1 it is
+EDM_MEAN, EDM_SD = -1.2 - math.log(0.5), 1.2
+PREDICTED = ("noise", "v", "edm", "flow")
+SCALES = ("constant", "convolution", "reader")
+VARIANTS = [f"{p}-{s}" for p in PREDICTED for s in SCALES]
+
+
+def draw_levels(predicted: str, batch: int, generator: torch.Generator) -> Tensor:
+    """Noise levels γ to train at, (B,)."""
+    device = generator.device
+    if predicted == "edm":
+        log_sigma = EDM_MEAN + EDM_SD * torch.randn(batch, generator=generator, device=device)
+        return torch.sigmoid(-2 * log_sigma)  # 1/(1 + σ²)
+    if predicted == "flow":
+        t = torch.rand(batch, generator=generator, device=device).clamp(1e-3, 1 - 1e-3)
+        return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+    return NoiseSchedule.cosine(STEPS).draw_gamma(batch, generator).float()
+
+
+def level_weight(predicted: str, gamma: Tensor) -> Tensor:
+    """Weight of the squared error of the network's output at these levels, (B, 1, 1, 1)."""
+    weight = (gamma.sqrt() + (1 - gamma).sqrt()).square() if predicted == "flow" else torch.ones_like(gamma)
+    return weight[:, None, None, None]
+
+
+class Constant(nn.Module):
+    """Centre and scale that depend on nothing: y in [−1, 1] as published, or y − ŷ over its rms."""
+
+    def __init__(self, image: bool) -> None:
+        super().__init__()
+        self.image = image
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        estimate = condition[:, :1]
+        if self.image:
+            half = torch.full_like(estimate, 0.5)
+            return half, half
+        return estimate, torch.full_like(estimate, DATA_SD)
+
+
+class PlainScale(nn.Module):
+    """Centre and scale by dilated convolutions and nothing else: a mean–variance network."""
+
+    def __init__(self, inputs: int, features: int, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+        self.stem = nn.Conv2d(4 * (inputs + 1), features, 3, padding=1)
+        self.layers = nn.ModuleList(Convolution(features, features, 3, padding=d, dilation=d) for d in (1, 2, 4))
+        self.head = nn.Conv2d(features, 8, 1)
+        nn.init.zeros_(self.head.weight)
+        self.head.bias = nn.Parameter(torch.tensor([0.0, -1.0]).repeat_interleave(4))
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        estimate = condition[:, :1]
+        seen = torch.cat([condition, estimate.clamp(min=0).sqrt()], 1)
+        h = F.silu(self.stem(F.pixel_unshuffle(seen, 2)))
+        for layer in self.layers:
+            h = h + F.silu(layer(h))
+        shift, scale = F.pixel_shuffle(self.head(h), 2).float().chunk(2, 1)
+        return estimate + SCALE_AT_START * shift, (self.floor**2 + (SCALE_AT_START * F.softplus(scale)).square()).sqrt()
+
+
+class Variant(ConditionalDiffusion):
+    """One of VARIANTS; everything but what its name says is that of the shipped model."""
+
+    def __init__(self, name: str, **architecture: Any) -> None:
+        self.predicted, self.scaled = name.split("-")
+        super().__init__("whitened", "noise" if self.predicted == "noise" else "v", **architecture)
+        assert self.reader is not None
+        shipped = self.architecture
+        if self.scaled == "constant":
+            self.reader = Constant(image=self.predicted == "noise")  # type: ignore[assignment]
+        elif self.scaled == "convolution":
+            self.reader = PlainScale(4 if self.frame else 1, shipped["reading"], self.floor)  # type: ignore[assignment]
+
+    def loss_terms(self, batch: DiffusionBatch) -> LossTerms:
+        terms = super().loss_terms(batch)
+        weight = terms.weight
+        if self.scaled == "constant":  # whose size would only change the learning rate
+            molecules = batch.estimate.clamp(min=0).sum((1, 2, 3), keepdim=True) / (2 * torch.pi)
+            weight = (MOLECULES / (1 + molecules)).expand_as(weight)
+        return LossTerms(terms.squared_error * level_weight(self.predicted, batch.gamma), terms.nll, weight)
+
+
+def batches(name: str, base: Draw) -> Draw:
+    """The frames of the shipped recipe, always given, at the noise levels of the variant."""
+
+    def draw(batch: int, generator: torch.Generator) -> DiffusionBatch:
+        drawn = base(batch, generator)
+        assert isinstance(drawn, DiffusionBatch)
+        gamma = draw_levels(name.split("-")[0], batch, generator)
+        return drawn._replace(gamma=gamma, frame_given=torch.ones_like(drawn.frame_given))
+
+    return draw
+
+
+def made(name: str, seed: int) -> Variant:
+    """The variant as it is before training: the U-Net starts with the same weights in all of them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        start = ConditionalDiffusion().unet.state_dict()
+        network = Variant(name)
+    network.unet.load_state_dict(start)
+    return network
+
+
+def run_name(name: str, seed: int, frames: int) -> str:
+    return f"{name}-seed{seed}-{frames // 1000}k"
+
+
+def train(folder: Path, names: list[str], seed: int, frames: int, threads: int) -> None:
+    """Train each of the variants on the same frames in the same order; a run that ended is not begun again."""
+    torch.set_num_threads(threads)
+    phi = pretrained.load()
+    base = recipes.cddpm_2d(recipes.reference_scene(), phi).draw
+    for name in names:
+        settings: TrainingSettings = replace(recipes.SHIPPED_DIFFUSION, steps=frames // 32, seed=2100 + seed)
+        place, network = folder / run_name(name, seed, frames), made(name, seed)
+        states = training.train(network, batches(name, base), recipes.diffusion_loss, settings, place, "cpu")
+        last = None
+        for last in states:
+            if last.step % 500 == 0:
+                print(
+                    f"{place.name}: {last.step} of {settings.steps}, {last.samples_per_second:.0f} frames/s", flush=True
+                )
+
+
+def trained(folder: Path) -> Variant:
+    """The averaged weights of a run."""
+    name, seed, _ = folder.name.rsplit("-", 2)
+    network = made(name, int(seed.removeprefix("seed")))
+    read_average(network, folder)
+    return network.eval().requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("command", choices=["train", "score"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--reference", type=Path, default=Path("runs/reference"))
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--frames", type=int, default=96_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    if given.command == "train":
+        train(given.folder, given.only, given.seed, given.frames, given.threads)
+        return
+    from benchmarks import bakeoff  # here, since training needs none of it
+
+    torch.set_num_threads(given.threads)
+    runs = sorted(path.parent for path in given.folder.glob("*/checkpoint.pt"))
+    methods = {run.name: bakeoff.diffusion(trained(run)) for run in runs}
+    print(bakeoff.printed(bakeoff.table(methods, given.reference, "dev")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The variants of the ablation: EDM and flow matching by the formulas of their papers, and one way to train all."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks import ablation, bakeoff
+from benchmarks.ablation import VARIANTS, draw_levels, level_weight, made
+from benchmarks.reference_posteriors import make_part
+from smlmtut._random import step_generator
+from smlmtut.diffusion.process import denoising_error, q_sample, to_x0
+from smlmtut.diffusion.schedule import NoiseSchedule
+from smlmtut.networks import pretrained, recipes
+from smlmtut.networks.cddpm import DiffusionBatch
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dice(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+Z, NOISE, OUTPUT = normal(50, 1, 3, 3), normal(50, 1, 3, 3, seed=1), normal(50, 1, 3, 3, seed=2)
+
+
+def test_edm_is_v_at_other_levels():
+    """Karras 2022, Table 1 and Eq. 8 with σ_data = 1: D = c_skip x + c_out F, weight (σ² + 1)/σ², x = z + σ ε."""
+    gamma = draw_levels("edm", 50, dice()).double()
+    sigma = ((1 - gamma) / gamma).sqrt()[:, None, None, None]
+    x = Z + sigma * NOISE
+    denoised = x / (sigma**2 + 1) + sigma / (sigma**2 + 1).sqrt() * OUTPUT
+    theirs = (sigma**2 + 1) / sigma**2 * (denoised - Z).square()
+    ours = level_weight("edm", gamma) * denoising_error("v", -OUTPUT, Z, NOISE, gamma)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(to_x0("v", -OUTPUT, q_sample(Z, gamma, NOISE), gamma), denoised)
+
+
+def test_flow_matching_is_v_with_a_weight():
+    """Lipman 2023 with straight paths: the velocity ε − z of (1 − t) z + t ε, its squared error, t uniform."""
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    gamma = (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+    alpha, s = (x[:, None, None, None] for x in (gamma.sqrt(), (1 - gamma).sqrt()))
+    velocity = (s - alpha) * q_sample(Z, gamma, NOISE) + (alpha + s) * OUTPUT
+    theirs = (velocity - (NOISE - Z)).square()
+    ours = level_weight("flow", gamma) * denoising_error("v", OUTPUT, Z, NOISE, gamma)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_levels_have_the_distributions_of_their_papers():
+    drawn = {name: draw_levels(name, 20_000, dice()).double() for name in ("edm", "flow", "v", "noise")}
+    log_sigma = ((1 - drawn["edm"]) / drawn["edm"]).log() / 2
+    assert stats.kstest(log_sigma + math.log(0.5), stats.norm(-1.2, 1.2).cdf).pvalue > 1e-4
+    root = ((1 - drawn["flow"]) / drawn["flow"]).sqrt()
+    assert stats.kstest(root / (1 + root), "uniform").pvalue > 1e-4
+    assert torch.equal(drawn["v"], NoiseSchedule.cosine(100).draw_gamma(20_000, dice()).float().double())
+    assert torch.equal(drawn["v"], drawn["noise"])
+
+
+@pytest.fixture(scope="module")
+def base():
+    return recipes.cddpm_2d(recipes.reference_scene(), pretrained.load()).draw
+
+
+def test_all_start_with_the_same_network_and_see_the_same_frames(base):
+    networks = {name: made(name, 3) for name in VARIANTS}
+    assert len(networks) == 12
+    first = networks["v-reader"].unet.state_dict()
+    for name, network in networks.items():
+        assert all(torch.equal(x, first[key]) for key, x in network.unet.state_dict().items()), name
+        batch, plain = ablation.batches(name, base)(4, dice(5)), base(4, dice(5))
+        assert isinstance(batch, DiffusionBatch) and isinstance(plain, DiffusionBatch)
+        assert (
+            torch.equal(batch.kde, plain.kde)
+            and torch.equal(batch.noise, plain.noise)
+            and bool(batch.frame_given.all())
+        )
+        loss = network(batch)
+        loss.backward()
+        learned = [p.grad is not None and bool(p.grad.any()) for p in network.reader.parameters()]
+        assert math.isfinite(float(loss.detach())) and any(learned) == (network.scaled != "constant"), name
+        gradient = network.unet.head.weight.grad
+        assert gradient is not None and bool(gradient.any())
+
+
+@pytest.mark.parametrize("name", ["v-constant", "noise-constant", "v-convolution"])
+def test_centre_and_scale(base, name):
+    batch = base(4, dice(5))
+    network = made(name, 0)
+    centre, scale = network.standardize(network.condition(batch.estimate, batch.frame))
+    if name == "noise-constant":  # the image in [−1, 1]
+        assert set(centre.unique().tolist()) == set(scale.unique().tolist()) == {0.5}
+    elif name == "v-constant":
+        assert torch.equal(centre, batch.estimate) and scale.unique().item() == pytest.approx(ablation.DATA_SD)
+        many = base(96, dice(6))
+        assert float((many.kde - many.estimate).square().mean().sqrt()) == pytest.approx(ablation.DATA_SD, rel=0.25)
+    else:
+        assert torch.equal(centre, batch.estimate) and bool((scale >= network.floor).all())
+
+
+def test_a_run_goes_on_and_its_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation.recipes, "SHIPPED_DIFFUSION", recipes.TrainingSettings(steps=1, batch=2, warmup=0))
+    ablation.train(tmp_path, ["flow-reader"], 1, 64, torch.get_num_threads())
+    run = tmp_path / "flow-reader-seed1-0k"
+    before = (run / "checkpoint.pt").read_bytes()
+    ablation.train(tmp_path, ["flow-reader"], 1, 64, torch.get_num_threads())
+    assert (run / "checkpoint.pt").read_bytes() == before
+    network = ablation.trained(run)
+    assert network.predicted == "flow" and not any(p.requires_grad for p in network.parameters())
+
+
+# -- scores ------------------------------------------------------------------------------------------------
+
+
+def frames(count: int = 12, draws: int = 64) -> bakeoff.Frames:
+    """Frames whose exact posterior is a Gaussian place around the truth's, in closed form."""
+    made = make_part("pair", count, step_generator(5, 0))
+    u, v, photons = (torch.from_numpy(made[f"truth_{name}"]) for name in ("u", "v", "photons"))
+    spread = 0.2 * normal(2, count, draws + 1, 2).float()
+    around = bakeoff.images(u[:, None] + spread[0], v[:, None] + spread[1], photons[:, None].expand(-1, draws + 1, -1))
+    exact, truth = around[:, 1:], around[:, 0]
+    mean, sd = exact.mean(1), exact.std(1)
+    return bakeoff.Frames(torch.zeros(count, 2, 16, 16), mean[:, None], exact, mean, sd, truth)
+
+
+def test_the_exact_method_has_no_regret_and_the_prior_has(monkeypatch):
+    monkeypatch.setattr(bakeoff, "SAMPLES", 16)
+    known = frames(draws=32)
+    half = bakeoff.Frames(known.inputs, known.estimate, known.exact[:, 16:], known.mean, known.sd, known.truth)
+    calls = []
+
+    def exact(some, samples, generator):
+        calls.append(len(some))
+        first = sum(calls[:-1])
+        return known.exact[first : first + len(some), :samples]
+
+    found = bakeoff.judged(exact, half, "pair")
+    assert calls == [8, 4] and found["frames"] == 12
+    wrong = bakeoff.judged(bakeoff.prior_draws("pair"), half, "pair")
+    for name in ("energy regret", "CRPS core", "log loss of K, nat"):
+        assert abs(found[name]) < 4 * found[f"{name} ±"] + 1e-9, name
+        assert wrong[name] > 4 * wrong[f"{name} ±"] or "log loss" in name, name
+    assert abs(bakeoff.score(half.exact, half, "lone")["error bar bias"]) < 0.1
+    assert bakeoff.score(half.exact, half, "crowded")["mass spread–skill"] > 0
