@@ -2,7 +2,8 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat, TypeVar
 
@@ -13,7 +14,7 @@ from ._random import step_generator
 
 PROFILES = ("smoke", "book", "full")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-METADATA_KEY = "smlmtut"  # output metadata {"smlmtut": {"claim": {...}}}
+METADATA_KEY = "smlmtut"  # output metadata {"smlmtut": {"claim": {...}}}, or {"claims": [...]} of a box
 
 Size = TypeVar("Size")
 
@@ -96,12 +97,37 @@ class Claim:
         return f"allowed {self.allowed}" if self.enforced else f"not checked in profile {self.profile}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        return {"text/plain": str(self), "text/html": self.row}, {METADATA_KEY: {"claim": self.as_json()}}
+
+    @property
+    def row(self) -> str:
+        """The row that a chapter shows, as HTML."""
         state = ("holds" if self.holds else "fails") if self.enforced else "unchecked"
         cells = {"mark": self.mark, "name": self.name, "value": self.shown, "range": self._note}
         parts = [f'<span class="claim-{key}">{html.escape(text)}</span>' for key, text in cells.items()]
         parts[2] = f"<b>{parts[2]}</b>"
-        row = f'<div class="claim claim-{state}">{" ".join(parts)}</div>'
-        return {"text/plain": str(self), "text/html": row}, {METADATA_KEY: {"claim": self.as_json()}}
+        return f'<div class="claim claim-{state}">{" ".join(parts)}</div>'
+
+
+@dataclass(frozen=True)
+class Box:
+    """Claims in one line that opens on a click; open from the start where one of them fails."""
+
+    claims: tuple[Claim, ...]
+
+    @property
+    def title(self) -> str:
+        """ "Checked here: 5 of 5", and how many were not checked in this profile."""
+        checked = [claim.holds for claim in self.claims if claim.enforced]
+        left = len(self.claims) - len(checked)
+        return f"Checked here: {sum(checked)} of {len(checked)}" + (f", {left} not in this profile" if left else "")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        fails = any(claim.enforced and not claim.holds for claim in self.claims)
+        rows = "".join(claim.row for claim in self.claims)
+        box = f'<details class="claims"{" open" * fails}><summary>{self.title}</summary>{rows}</details>'
+        text = "\n".join([self.title, *(f"    {claim}" for claim in self.claims)])
+        return {"text/plain": text, "text/html": box}, {METADATA_KEY: {"claims": [c.as_json() for c in self.claims]}}
 
 
 @dataclass(frozen=True)
@@ -112,6 +138,7 @@ class Run:
     device: torch.device
     seed: int
     claims: dict[str, Claim] = field(default_factory=dict)
+    boxes: list[list[Claim]] = field(default_factory=list)  # the one that is open, if any
 
     def generator(self, seed: int | None = None, device: str | torch.device = "cpu") -> torch.Generator:
         """A fresh random generator on device; same seed, same device, same numbers.
@@ -154,9 +181,27 @@ class Run:
         enforced = self.profile in profiles
         claim = Claim(name, _scalar("value", value), *bounds, unit, self.profile, enforced)
         self.claims[name] = claim
-        display(claim)
+        self.boxes[-1].append(claim) if self.boxes else display(claim)
         if claim.enforced and not claim.holds:
             raise ClaimError(f"{name}: {claim.shown} is outside the allowed range ({claim.allowed})")
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Show the claims of the block in one closed box. They stop the run as others do; then the box is open.
+
+        Raises ValueError within another box, or at the end of a block that claimed nothing.
+        """
+        if self.boxes:
+            raise ValueError("folded must not stand within another folded block")
+        self.boxes.append([])
+        try:
+            yield
+        finally:
+            box = Box(tuple(self.boxes.pop()))
+            if box.claims:
+                display(box)
+        if not box.claims:
+            raise ValueError("folded must hold at least one check, got none")
 
 
 def start(profile: str = "book", device: str = "auto", seed: int = 0) -> Run:

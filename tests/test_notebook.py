@@ -170,3 +170,40 @@ def test_bad_input_is_named(run, case):
     with pytest.raises(ValueError, match=message):
         call(run)
     assert not run.claims
+
+
+def test_folded_claims_are_one_closed_line(run, shown):
+    with run.folded():
+        run.check("a <b>", 1, 0, 2)
+        run.check("c", 3, 0, 2, profiles=("full",))
+        assert not shown
+    ((bundle, metadata),) = shown
+    assert bundle["text/html"].startswith(
+        '<details class="claims"><summary>Checked here: 1 of 1, 1 not in this profile'
+    )
+    assert bundle["text/html"].count('class="claim claim-') == 2 and "a &lt;b&gt;" in bundle["text/html"]
+    assert bundle["text/plain"].splitlines()[1] == "    ✓ a <b>: 1 (allowed 0 … 2)"
+    assert [claim["name"] for claim in metadata["smlmtut"]["claims"]] == ["a <b>", "c"] == list(run.claims)
+    run.check("d", 1, 0, 2)
+    assert recorded(shown[1:])["name"] == "d"
+
+
+def test_a_folded_claim_that_fails_stops_the_run_in_an_open_box(run, shown):
+    with pytest.raises(ClaimError, match="b: 3 is outside"), run.folded():
+        run.check("a", 1, 0, 2)
+        run.check("b", 3, 0, 2)
+    ((bundle, _),) = shown
+    assert '<details class="claims" open><summary>Checked here: 1 of 2' in bundle["text/html"]
+    with run.folded():  # the next box begins anew
+        run.check("c", 1, 0, 2)
+    assert "1 of 1" in shown[1][0]["text/html"]
+
+
+def test_a_box_is_not_empty_and_not_within_another(run, shown):
+    with pytest.raises(ValueError, match="at least one check, got none"), run.folded():
+        pass
+    with pytest.raises(ValueError, match="must not stand within another"), run.folded(), run.folded():
+        pass
+    with pytest.raises(ZeroDivisionError), run.folded():
+        1 / 0  # noqa: B018
+    assert not shown

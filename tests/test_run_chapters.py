@@ -229,6 +229,17 @@ def test_claims_are_read_and_a_name_that_stands_twice_is_an_error():
     assert "these stand twice: ['ratio']" in report.error
 
 
+def test_the_claims_of_a_box_are_read_too():
+    v, claims = nbformat.v4, [{"name": str(k), "holds": True, "enforced": True} for k in range(3)]
+    outputs = [
+        v.new_output("display_data", data={}, metadata={"smlmtut": content})
+        for content in ({"claims": claims[:2]}, {"claim": claims[2]})
+    ]
+    report = Report("01_one", "book")
+    run_chapters.read_results(report, v.new_notebook(cells=[v.new_code_cell("x", outputs=outputs)]))
+    assert report.claims == claims
+
+
 @kernel
 def test_a_figure_is_drawn_whatever_backend_the_shell_names(project, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")  # which would leave the notebook without pictures

@@ -167,8 +167,8 @@ def blank_figures(notebook: nbformat.NotebookNode) -> list[str]:
 def claims_of(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     """The claims that the code cells of an executed notebook recorded, in order."""
     outputs = (o for cell in notebook.cells if cell.cell_type == "code" for o in cell.get("outputs", []))
-    records = (o.get("metadata", {}).get("smlmtut", {}).get("claim") for o in outputs)
-    return [dict(claim) for claim in records if claim]
+    records = (o.get("metadata", {}).get("smlmtut", {}) for o in outputs)
+    return [dict(claim) for r in records for claim in [*r.get("claims", []), r.get("claim")] if claim]
 
 
 def describe(source: Path, cell_source: str, trace: str) -> str:
