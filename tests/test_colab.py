@@ -106,6 +106,11 @@ RULES = {
         ":::{hint}\n:class: dropdown\nText.\n:::",
         "<details>\n<summary>Hint</summary>\n\nText.\n\n</details>",
     ),
+    "a prediction": (
+        "::::{admonition} Predict first\n:class: predict\nWhich?\n\n:::{dropdown} Answer\nThis.\n:::\n::::",
+        "**Predict first**\n\nWhich?\n\n<details>\n<summary>Answer</summary>\n\nThis.\n\n</details>",
+    ),
+    "a badge": ("{bdg-secondary}`20-minute path`", "`20-minute path`"),
     "dropdown": (":::{dropdown} More\nText.\n:::", "<details>\n<summary>More</summary>\n\nText.\n\n</details>"),
     "tabs": ("::::{tab-set}\n:::{tab-item} A\na\n:::\n:::{tab-item} B\nb\n:::\n::::", "**A**\n\na\n\n**B**\n\nb"),
     "exercise": ("```{exercise} T\n:label: e\n\nDo.\n```", "> **Exercise 3.1** (T)\n>\n> Do."),

@@ -43,6 +43,8 @@ GOOD = (
 
 ## Before you start
 
+{bdg-secondary}`20-minute path`
+
 Time: a minute. Hardware: any. Prerequisites: none.
 """
     + START
@@ -59,7 +61,18 @@ mystnb:
 plt.plot([1, 2]);
 ```
 
+::::{admonition} Predict first
+:class: predict
+Does it rise?
+
+:::{dropdown} Answer
+Yes.
+:::
+::::
+
 ## Summary
+
+{bdg-secondary}`20-minute path`
 
 Done.
 
@@ -134,6 +147,11 @@ BROKEN = {
         "imported in 7 statements, more than 6",
     ),
     "magic": ("plt.plot([1, 2]);", "%pip install x", "not Python"),
+    "no answer": (":::{dropdown} Answer\nYes.\n:::\n", "", "must hold a question and one {dropdown}"),
+    "open answer": (":::{dropdown} Answer", ":::{note}", "must hold a question and one {dropdown}"),
+    "no question": ("Does it rise?\n\n", "", "must hold a question and one {dropdown}"),
+    "path of one": ("## Summary\n\n{bdg-secondary}`20-minute path`", "## Summary", "headings of two sections or more"),
+    "path in a text": ("Done.\n", "Done. {bdg-secondary}`20-minute path`\n", "right below the headings"),
     "no caption": ("    caption: The line rises.\n", "", "fig-line: a figure needs a name, and a caption"),
     "caption no sentence": ("The line rises.", "The line", "a caption that is a sentence"),
     "no figure name": ("    name: fig-line\n", "", "needs a name"),

@@ -18,6 +18,7 @@ PARAMETERS = 'profile = "book"  # "smoke", "book" or "full"\ndevice = "auto"  # 
 SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exercises", "Further reading")
 LONGEST_CELL = 18  # lines
 MOST_IMPORTS = 6  # of the package: one from each room that the chapter uses
+PATH = "{bdg-secondary}`20-minute path`"  # stands below the headings of what a reader in a hurry reads
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
 
 
@@ -27,7 +28,7 @@ def source_problems(text: str) -> list[str]:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     found = [*header_problems(text), *start_problems(code), *section_problems(prose)]
-    found += [*figure_problems(code), *exercise_problems(notebook)]
+    found += [*figure_problems(code), *exercise_problems(notebook), *prediction_problems(prose), *path_problems(prose)]
     if left := re.search(r"\b(?:TODO|FIXME|XXX|RUNTIME)\b", text):
         found.append(f"something is left open: {left[0]}")
     imports = sum(len(re.findall(r"^\s*(?:from|import) smlmtut\b", cell.source, re.M)) for cell in code)
@@ -123,6 +124,25 @@ def exercise_problems(notebook: nbformat.NotebookNode) -> list[str]:
     if not checked:
         found.append("no solution between solution-start and solution-end has code with a check")
     return found
+
+
+def prediction_problems(prose: str) -> list[str]:
+    """A question to think about has one answer, which is closed."""
+    found = []
+    for box in directives(prose):
+        if "predict" in str(box.options.get("class", "")).split():
+            answers = [child for child in box.children if child.kind == "directive" and child.name == "dropdown"]
+            if len(answers) != 1 or not any(child.kind == "text" for child in box.children):
+                found.append(f"{box.argument!r} must hold a question and one {{dropdown}} with its answer")
+    return found
+
+
+def path_problems(prose: str) -> list[str]:
+    """The badge of the 20-minute path stands right below headings, of two sections or more."""
+    marked = len(re.findall(rf"^#{{2,3}} .+\n\n{re.escape(PATH)}$", prose, re.M))
+    if prose.count(PATH) != marked or marked == 1:
+        return [f"the badge {PATH} must stand alone right below the headings of two sections or more"]
+    return []
 
 
 def directives(text: str) -> list[Block]:

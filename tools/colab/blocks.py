@@ -104,9 +104,11 @@ class Writer:
         if block.name in ADMONITIONS:  # their argument is the first line of the text
             text = "\n\n".join(part for part in (self.inline(title, block.line), text) if part)
             title = ADMONITIONS[block.name]
-        title = self.inline(title, block.line)
-        if {"dropdown", "toggle"} & set(str(block.options.get("class", "")).split()):
+        title, classes = self.inline(title, block.line), str(block.options.get("class", "")).split()
+        if {"dropdown", "toggle"} & set(classes):
             return details(title, text)
+        if "predict" in classes:  # its answer opens on a click, which a quotation does not show everywhere
+            return f"**{title}**\n\n{text}"
         return quote(f"**{title}**\n\n{text}" if title else text)
 
     def statement(self, block: Block) -> str:

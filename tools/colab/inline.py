@@ -68,7 +68,7 @@ class Inline:
         match role:
             case "sub" | "sup" | "kbd":
                 return f"<{role}>{content}</{role}>"
-            case "code":
+            case "code" | "bdg-secondary":
                 return f"`{content}`"
             case "math":
                 return f"${self.tex(content)}$"
