@@ -83,6 +83,15 @@ def instance(name: str, value: Value, kind: type) -> Value:
     return value
 
 
+def cpu_generator(name: str, value: torch.Generator) -> torch.Generator:
+    """Return value if it is a generator of the CPU; ValueError otherwise."""
+    if instance(name, value, torch.Generator).device.type != "cpu":
+        raise ValueError(
+            f"{name} must be a generator of the CPU, where the numbers are drawn, got one of {value.device}"
+        )
+    return value
+
+
 def device_here(name: str, value: object) -> torch.device:
     """Return value as a device, which this machine must have; ValueError otherwise."""
     try:

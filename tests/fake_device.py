@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils import _pytree, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -163,7 +164,7 @@ def unavailable() -> str:
 
 
 def install() -> None:
-    """Give this process the device, once and for all; what accelerate finds is the device, too."""
+    """Give this process the device, once and for all; accelerate finds it, too."""
 
     class Backend(backend_registration._DummyBackendModule):  # type: ignore[name-defined]
         def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -182,8 +183,12 @@ def install() -> None:
         func=lambda size, stride, dtype=None, **_: DeviceTensor(torch.empty_strided(size, stride, dtype=dtype)),
     )
     implement("aten::_copy_from", func=_copy)
+    # CPU and CUDA have a kernel for it; for other devices torch has a formula, which rounds otherwise
+    silu_backward = torch.ops.aten.silu_backward.default
+    implement("aten::silu_backward", func=lambda *tensors: compute(silu_backward, tensors, {}))
     torch.Generator = Generator  # type: ignore[misc]
     torch.__future__.set_swap_module_params_on_conversion(True)  # a module that moves keeps its parameters, as on CUDA
+    PartialState.default_device = property(lambda _: DEVICE)  # type: ignore[assignment]
     Places().__enter__()
 
 

@@ -1,8 +1,17 @@
 """Every public function that takes tensors, on a device that is not the CPU: the same numbers, in the right place."""
 
+import contextlib
 import copy
+import functools
+import inspect
 import io
+import itertools
+import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -10,8 +19,14 @@ import pytest
 import torch
 from fake_device import NAME, apart, unavailable
 from packaging.version import Version
+from table import calls, same, small_deepstorm, small_diffusion, spot_frames, table
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from smlmtut import localize
+from smlmtut.imaging import PSF, Camera, Scene, simulate
+from smlmtut.networks import precision, pretrained, recipes, training
+from smlmtut.networks.settings import TrainingSettings
 from tools.run_chapters import ROOT
 
 # -- the device is as strict as CUDA -------------------------------------------------------------------------
@@ -146,6 +161,200 @@ def test_autocast_of_the_cpu_is_not_autocast_of_the_device():
 def test_a_change_of_shape_in_place_is_not_computed_wrongly():
     with pytest.raises(NotImplementedError, match="unsqueeze_.* changes the shape"):
         on(1).unsqueeze_(0)
+
+
+# -- every public function -----------------------------------------------------------------------------------
+# Their docstrings say that the result is on the CPU, or it comes from a library of the CPU.
+ON_CPU = {
+    "kde.render", "spots.find_spots", "one.grid_posterior", "one.Posterior.cdf", "one.Posterior.log_density",
+    "one.Posterior.sample", "calibration.ranks", "calibration.covered", "calibration.coverage",
+    "calibration.sparsification", "proper_scores.crps", "proper_scores.energy_score", "proper_scores.crps_normal",
+    "proper_scores.crps_point", "against_exact.energy_regret", "against_exact.crps_regret",
+    "against_exact.log_error_bar", "against_exact.peak_counts", "against_exact.summary_vector",
+    "against_exact.count_log_loss", "localization.match", "localization.inside", "schedule.NoiseSchedule",
+    "schedule.NoiseSchedule.from_betas",
+}  # fmt: skip
+
+
+@functools.cache
+def computations(device: str) -> list[tuple[str, Callable[[], Any]]]:
+    """Names of functions, and calls of them."""
+    rows = [(row.name, functools.partial(row.call, **row.arrays)) for row in table(device)]
+    return [*rows, *calls(device).items()]
+
+
+def on_cpu(value: Any, found: set[str]) -> Any:
+    """The same with its tensors on the CPU; the devices where they were are added to found."""
+    if isinstance(value, Tensor):
+        found.add(value.device.type)
+        return value.detach().cpu()
+    if is_dataclass(value):
+        return {field.name: on_cpu(getattr(value, field.name), found) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: on_cpu(x, found) for key, x in value.items()}
+    return [on_cpu(x, found) for x in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("index", range(len(computations("cpu"))), ids=[name for name, _ in computations("cpu")])
+@apart
+def test_a_function_computes_on_the_device_what_it_computes_on_the_cpu(index: int):
+    """To the last bit, with the same form of attention: the CPU has one of its own, which rounds otherwise."""
+    name, call = computations(NAME)[index]
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = on_cpu(computations("cpu")[index][1](), set())
+    places: set[str] = set()
+    assert same(wanted, on_cpu(call(), places)), f"{name} computes something else"
+    assert places <= ({"cpu"} if name in ON_CPU else {NAME}), f"the result of {name} is on {places}"
+
+
+WORDS = (
+    "Tensor", "Array", "Value", "Coordinate", "Positions", "Generator", "Noise", "Emitters", "Batch", "FrameLikelihood",
+)  # fmt: skip
+ROOMS = ("imaging", "estimation", "posterior", "diffusion", "networks", "evaluation")  # localize: see below
+NOT_RUN = {
+    "one.Posterior.sample": "a posterior on a grid is on the CPU, and takes a generator of the CPU",
+    "against_exact.bootstrap_error": "draws frames on the CPU, whatever the statistic works on",
+    "training.train": "takes networks and makes the generators; see the tests of training",
+}
+ON_THE_GRID = ("search", "grid", "integral")  # what computes that posterior
+
+
+def public() -> dict[str, CodeType]:
+    """Functions and methods of the rooms that take tensors or a generator, by name."""
+    found = {}
+
+    def look(name: str, thing: Any) -> None:
+        function = inspect.unwrap(getattr(thing, "__func__", thing))
+        taken = [str(p.annotation) for p in inspect.signature(function).parameters.values()]
+        if any(word in annotation for annotation in taken for word in WORDS):
+            found[name] = function.__code__
+
+    for room in ROOMS:
+        folder = Path(import_module(f"smlmtut.{room}").__path__[0])
+        for module in sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem not in ON_THE_GRID):
+            whole = import_module(f"smlmtut.{room}.{module}")
+            for name, thing in vars(whole).items():
+                if name.startswith("_") or getattr(thing, "__module__", "") != whole.__name__:
+                    continue
+                if inspect.isclass(thing):
+                    for key, method in vars(thing).items():
+                        if key[0] != "_" and inspect.isfunction(getattr(method, "__func__", method)):
+                            look(f"{module}.{name}.{key}", method)
+                elif inspect.isfunction(thing):
+                    look(f"{module}.{name}", thing)
+    return found
+
+
+def on_the_device(value: Any, depth: int = 2) -> bool:
+    """Whether an argument is a tensor or a generator of the device, or holds one."""
+    if isinstance(value, Tensor | torch.Generator):
+        return value.device.type == NAME
+    parts = value if isinstance(value, tuple) else getattr(value, "__dict__", {}).values()
+    return depth > 0 and any(on_the_device(x, depth - 1) for x in parts)
+
+
+@apart
+def test_the_computations_reach_every_public_function():
+    names, reached = public(), set()
+    wanted = set(names.values())
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in wanted and any(on_the_device(x) for x in frame.f_locals.values()):
+            reached.add(frame.f_code)
+            wanted.remove(frame.f_code)
+
+    sys.settrace(note)
+    for _, call in computations(NAME):
+        call()
+    sys.settrace(None)
+    missing = {name for name, code in names.items() if code not in reached}
+    assert missing == NOT_RUN.keys(), sorted(missing ^ NOT_RUN.keys())
+
+
+# -- training, samplers and movies ---------------------------------------------------------------------------
+SCENE = Scene(density=2.0, camera=Camera(2.0, 100.0, 4.0))
+SETTINGS = TrainingSettings(steps=4, batch=4, shards=2, warmup=1, checkpoint_every=2, precision="auto", seed=3)
+
+
+def recipe(name: str) -> recipes.Recipe:
+    if name == "deepstorm":
+        return recipes.deepstorm_2d(SCENE, SETTINGS, channels=4, dilations=(1, 2), upsampled=(4, 4), predicting=1)
+    return recipes.cddpm_2d(SCENE, small_deepstorm(), SETTINGS, channels=(8, 8), reading=8)
+
+
+def trained(name: str, device: str, folder: Path | None = None, stop: int = SETTINGS.steps) -> dict[str, Tensor]:
+    """The averaged weights after a few steps, on the CPU."""
+    chosen = recipe(name)
+    states = training.train(chosen.network(0), chosen.draw, chosen.loss, SETTINGS, folder, device)
+    average: Any = None
+    with contextlib.closing(states):  # type: ignore[type-var]
+        for state in itertools.islice(states, stop):
+            average = state.average
+    assert {x.device.type for x in average.state_dict().values()} == {device if device == "cpu" else NAME}
+    return {key: x.cpu() for key, x in average.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["deepstorm", "cddpm"])
+@apart
+def test_training_takes_the_same_steps(name: str, tmp_path: Path):
+    """And a run that was interrupted goes on from the file, whose tensors are on the CPU."""
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = trained(name, "cpu")
+    assert same(wanted, trained(name, NAME))
+    trained(name, "auto", tmp_path, stop=2)
+    assert same(wanted, trained(name, "auto", tmp_path))
+
+
+def localized(device: str, folder: Path, sampled: bool) -> list[bytes]:
+    """The files that localize writes for a small movie, with a report of the movie."""
+    truth = simulate.uniform_in_frame(3, (18, 22), (800.0, 1500.0), torch.Generator().manual_seed(1), density=0.015)
+    camera = Camera(torch.full((18, 22), 2.0), 100.0, 4.0)
+    movie = simulate.frames(truth, PSF(1.0), camera, (18, 22), 5.0, torch.Generator().manual_seed(2))
+    network, report = pretrained.load("deepstorm-2d", device), []
+    more: dict[str, Any] = {}
+    if sampled:
+        more["sampler"], more["sampler_name"] = localize.shipped_sampler("cddpm-2d", device)
+        more["settings"] = localize.SamplingSettings(samples=2)
+    path = folder / f"{device}.csv"
+    found = localize.localize_to_file(
+        path, movie, camera, network, 100.0, progress=False, inspect=report.append, **more
+    )
+    assert found >= 10
+    images = localize.image_paths(path) if sampled else ()
+    return [str(report).encode(), *(place.read_bytes() for place in (path, *images))]
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["localizations", "with uncertainty"])
+@apart
+def test_localize_writes_the_same_files(sampled: bool, tmp_path: Path):
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = localized("cpu", tmp_path, sampled)
+    assert localized(NAME, tmp_path, sampled) == wanted
+
+
+@apart
+def test_samples_of_frames_come_back_to_the_cpu():
+    """A frame larger than a window, and a movie that lies on the device."""
+    movie = (2 * spot_frames().float() + 100).repeat(2, 1, 2)  # (2, 9, 18)
+    camera, settings = Camera(2.0, 100.0, 5.0), localize.SamplingSettings(samples=2, window=12)
+    images = {}
+    for device in ("cpu", NAME):
+        sampler = localize.diffusion_sampler(small_diffusion().to(device))
+        phi = small_deepstorm().to(device)
+        with sdpa_kernel(SDPBackend.MATH):
+            images[device] = list(localize.sample_frames(movie.to(device), camera, phi, sampler, settings))
+            tables = list(localize.localize_movie(movie.to(device), camera, phi))
+        assert tables[-1][0] == 2 and all(x.device.type == "cpu" for x in images[device])
+    assert same(images["cpu"], images[NAME])
+
+
+@apart
+def test_training_takes_the_precision_of_its_device_and_not_that_of_the_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "cpu_has_bf16", lambda: True)
+        found = {device: training._accelerator(device, "auto").mixed_precision for device in ("cpu", NAME)}
+    training.forget_accelerator()
+    assert found == {"cpu": "bf16", NAME: "no"}
 
 
 def test_the_pinned_torch_has_the_device():

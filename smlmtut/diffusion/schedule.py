@@ -32,7 +32,7 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: Tensor) -> "NoiseSchedule":
         """From the variances (T,) that each step adds: γ_t = Π (1 − β_s). ValueError where one is not in (0, 1)."""
-        betas = torch.as_tensor(positive("betas", betas)).double()
+        betas = torch.as_tensor(positive("betas", betas)).to("cpu", torch.float64)
         if bool((rank("betas", betas, 1) >= 1).any()):
             raise ValueError(f"betas must be below 1, got {betas.max():g}")
         return cls(torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)]))

@@ -4,7 +4,7 @@ A model can be calibrated against the truth and ignore the frame: draws from the
 for more: are these the samples that the exact posterior of *this* frame would give? Every score is 0 in expectation for
 a model that is exact, at any number of samples, so what is left is the model's error and not the samples'.
 
-Samples are (B, S, ...), exact draws (B, R, ...): S and R images for each of B frames.
+Samples are (B, S, ...), exact draws (B, R, ...): S and R images for each of B frames. Results are float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -188,8 +188,9 @@ def two_sample_accuracy(samples: Tensor, exact: Tensor, classifier: object, seed
             "samples and exact must be (B, S, n) and (B, R, n) with B and R of at least 4 and S of at least R / 2, "
             f"got {tuple(samples.shape)} and {tuple(exact.shape)}"
         )
-    known, drawn = exact.double()[:, :half], exact.double()[:, half:]
-    both = torch.cat([samples.double()[:, : drawn.shape[1]], drawn], 1)
+    samples, exact = samples.cpu().double(), exact.cpu().double()
+    known, drawn = exact[:, :half], exact[:, half:]
+    both = torch.cat([samples[:, : drawn.shape[1]], drawn], 1)
     both = (both - known.mean(1, keepdim=True)) / known.std(1, keepdim=True).clamp(min=1e-9)
     label = (torch.arange(both.shape[1]) >= drawn.shape[1]).long().expand(len(both), -1)
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(whole("seed", seed, 0)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._validate import between, finite, instance, non_negative, number, tensor, whole
+from .._validate import between, cpu_generator, finite, non_negative, number, tensor, whole
 from .proper_scores import crps, crps_normal, crps_point, energy_score, ensemble, joined, on_host, parts
 
 if TYPE_CHECKING:
@@ -73,9 +73,10 @@ def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     Ties are broken at random, by the generator (on the CPU), so that all S + 1 ranks stay equally probable where
     background is exactly 0. Their histogram has the shape ∪ where the spread is too small, ∩ where it is too large,
     and a slope where there is a bias. samples: (B, S, ...). Returns (B, ...) int64.
-    Hamill (2001, Mon. Wea. Rev. 129:550). Raises ValueError for shapes that do not fit, values that are not finite.
+    Hamill (2001, Mon. Wea. Rev. 129:550). Raises ValueError for shapes that do not fit, values that are not finite, a
+    generator of another device.
     """
-    instance("generator", generator, torch.Generator)
+    cpu_generator("generator", generator)
     below, equal = _below(samples, truth)
     drawn = torch.rand(below.shape, generator=generator, dtype=torch.float64)
     return below + (drawn * (equal + 1)).long()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import concatenate
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -162,8 +162,7 @@ def _accelerator(device: str | torch.device, precision: str) -> Accelerator:
     only_cpu = str(device) == "cpu"
     forget_accelerator()
     if precision == "auto":
-        kind = "cpu" if only_cpu or not torch.cuda.is_available() else "cuda"
-        precision = best_precision(torch.device(kind))
+        precision = best_precision(PartialState(cpu=only_cpu).device)  # type: ignore[arg-type]
     accelerator = Accelerator(mixed_precision=precision, cpu=only_cpu)
     if str(device) != "auto" and torch.device(device).type != accelerator.device.type:
         raise ValueError(f"device must be 'auto' or 'cpu' or what is there, {accelerator.device.type}, got {device}")

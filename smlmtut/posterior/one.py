@@ -16,7 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._validate import choice, finite, image_shape, instance, non_negative, number, positive, tensor, whole
+from .._validate import (
+    choice,
+    cpu_generator,
+    finite,
+    image_shape,
+    instance,
+    non_negative,
+    number,
+    positive,
+    tensor,
+    whole,
+)
 from ..estimation.fit import PARAMETERS
 from ..imaging.kde import kernel, to_super_resolved
 from .grid import Axis, Cells, Grid
@@ -89,7 +100,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Posterior:
-    """p(u, v, N, b, σ | x) of one frame, by quadrature. All tensors float64.
+    """p(u, v, N, b, σ | x) of one frame, by quadrature. All tensors are float64 and on the CPU.
 
     frame, read_variance: (H, W), e⁻ and e⁻². prior: that was used.
     u, v: (M,) positions of the grid. mass: (M, K) probability of each position and photon count.
@@ -156,7 +167,7 @@ class Posterior:
         """P(parameter ≤ value | x), in the shape of value. name: one of fit.PARAMETERS that is not known."""
         from scipy.interpolate import CubicSpline  # here, since it takes 0.2 s to load
 
-        at = tensor("value", finite("value", value)).to(torch.float64)
+        at = tensor("value", finite("value", value)).to("cpu", torch.float64)
         choice("name", name, PARAMETERS)
         if name in ("u", "v"):
             cells = self._cells
@@ -193,7 +204,7 @@ class Posterior:
 
         theta: (n, 5) in the order of fit.PARAMETERS. Returns (n,).
         """
-        theta = tensor("theta", theta, 2).double()
+        theta = tensor("theta", theta, 2).cpu().double()
         if theta.shape[1] != len(PARAMETERS):
             raise ValueError(f"theta must have {len(PARAMETERS)} columns, {PARAMETERS}, got {theta.shape[1]}")
         shape = (self.frame.shape[0], self.frame.shape[1])
@@ -213,10 +224,10 @@ class Posterior:
         Rejection sampling. A proposal is a node of the grid, moved by about a step, and is kept with probability
         p/(c q): p is the posterior, q the density of the proposals, and c is MARGIN times the largest p/q among the
         proposals, of which there are at least DRAWS. q is wider than p, so that p/q is smooth and largest where most
-        proposals are.
+        proposals are. Raises ValueError for n below 1 or a generator of another device.
         """
         whole("n", n)
-        instance("generator", generator, torch.Generator)
+        cpu_generator("generator", generator)
         theta, ratio, level = torch.zeros(0, 5), torch.zeros(0), torch.zeros(0)
         kept = theta
         while len(kept) < n:
