@@ -68,6 +68,15 @@ class DeviceTensor(Tensor):
             return self.detach().cpu().numpy()
         raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() to copy it first.")
 
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: "DeviceTensor") -> None:
+        self.data_on_cpu = value.data_on_cpu
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()
 

@@ -92,6 +92,12 @@ def list_of(x: Tensor) -> list:
     return x.tolist()
 
 
+def with_data(x: Tensor, data: Tensor) -> list:
+    x.data = x.data * 0  # of the same shape
+    x.data = data
+    return list_of((x + 1).detach())
+
+
 TAKEN: dict[str, tuple[Callable[[], object], object]] = {
     "a number of the CPU": (lambda: list_of(on(1, 2) + number(1.0)), [2, 3]),
     "a number of the CPU first": (lambda: list_of(number(1.0) - on(1, 2)), [0, -1]),
@@ -103,6 +109,7 @@ TAKEN: dict[str, tuple[Callable[[], object], object]] = {
     "a part in place": (lambda: [x := on(1, 2, 3), x[1:].mul_(2), list_of(x)][-1], [1, 4, 6]),
     "as_tensor": (lambda: list_of(torch.as_tensor(np.ones(2), dtype=torch.float32, device=NAME)), [1, 1]),
     "like one, on the CPU": (lambda: torch.ones_like(on(1, 2), device="cpu").numpy().tolist(), [1, 1]),
+    "other numbers for a weight": (lambda: with_data(torch.nn.Parameter(on(1, 2)), on(3, 4, 5)), [4, 5, 6]),
     "a list": (lambda: on(1, 2).tolist(), [1, 2]),
     "numbers": (lambda: (float(on(2)), int(on(2)), bool(on(2)), on(2).item()), (2, 2, True, 2)),
 }
