@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
-from tools import run_chapters
+from tools import peak_memory, run_chapters
 from tools.run_chapters import Report
 
 HEADER = """---
@@ -251,3 +253,50 @@ def test_a_figure_is_drawn_whatever_backend_the_shell_names(project, tmp_path, m
     source.write_text(HEADER + "\n" + head + "1 + 1\n```\n")
     report = run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out")
     assert "these figures have a caption but no picture: ['fig-one']" in report.error
+
+
+@kernel
+def test_the_peak_memory_is_that_of_the_kernel_and_leaves_no_cell(project, tmp_path):
+    source = project / "notebooks" / "01_one.md"
+    source.write_text(HEADER + "\n```{code-cell} ipython3\nheld = bytearray(300_000_000)\n```\n")
+    large = run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out")
+    done = nbformat.read(tmp_path / "out" / "01_one.ipynb", as_version=4)
+    run_chapters.seed_cache(source, done, tmp_path / "cache")  # compares the cells with those of the source
+    source.write_text(HEADER)
+    small = run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out")
+    assert not large.error and not small.error
+    assert [first for _, first in large.cells][-1].startswith("held = ")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux tells the peak of a process's memory")
+    assert large.memory.keys() == small.memory.keys() == {"host"}  # a kernel without CUDA says nothing of a GPU
+    # bytearray fills its pages; what else the kernels need differs by less than a fifth of that
+    assert large.memory["host"] - small.memory["host"] == pytest.approx(300e6, rel=0.2)
+
+
+@kernel
+def test_a_chapter_that_fails_tells_no_peak_memory(project, tmp_path):
+    source = project / "notebooks" / "01_one.md"
+    source.write_text(HEADER + "\n```{code-cell} ipython3\n1 / 0\n```\n")
+    report = run_chapters.run_chapter(source, "smoke", "cpu", tmp_path / "out")
+    assert "ZeroDivisionError" in report.error and report.memory == {}
+    done = nbformat.read(tmp_path / "out" / "01_one.ipynb", as_version=4)
+    assert not [cell for cell in done.cells if peak_memory.TAG in cell.metadata.get("tags", [])]
+
+
+def test_what_torch_says_of_the_gpu_is_what_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr("IPython.display.display", lambda *_, metadata, raw: told.append(metadata))
+    for name, value in {
+        "is_available": True,
+        "is_initialized": True,
+        "max_memory_allocated": 5,
+        "max_memory_reserved": 7,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    peak_memory.report()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")])
+    peak_memory.add(notebook)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("display_data", data={}, metadata=told[0])]
+    peak = peak_memory.take(notebook)
+    assert (peak["allocated"], peak["reserved"]) == (5, 7)
+    assert [cell.source for cell in notebook.cells] == ["x = 1"] and peak_memory.take(notebook) == {}

@@ -25,6 +25,12 @@ import jupytext
 import nbformat
 from tqdm import tqdm
 
+if not __package__:  # called as `python tools/run_chapters.py`
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import peak_memory
+from tools.machine import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "notebooks"
 BUILD = ROOT / "_build"
@@ -35,7 +41,7 @@ INJECTED = "injected-parameters"
 
 @dataclass
 class Report:
-    """What one run of a chapter gave: its time, the time of each code cell, its claims, and its error."""
+    """What one run of a chapter gave: its time, the time of each code cell, claims, error, and peak memory."""
 
     chapter: str
     profile: str
@@ -45,6 +51,7 @@ class Report:
     error: str = ""
     cached: bool = False
     threads: int = 0  # that the kernel computed with
+    memory: dict[str, int] = field(default_factory=dict)  # bytes, see peak_memory.report
 
 
 def chapters(names: list[str] | None = None) -> list[Path]:
@@ -70,17 +77,6 @@ def fingerprint(source: Path, profile: str, device: str) -> str:
     for path in [source, *sorted(package)]:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-CPU_FLAGS = {"avx512": "avx512f", "bf16": "avx512_bf16"}  # name in a report: flag of the CPU
-
-
-def machine() -> dict[str, Any]:
-    """What decides how long a chapter takes: cores, AVX-512, bf16 units. The last two are None where /proc is not."""
-    info = Path("/proc/cpuinfo")
-    words = set(info.read_text(encoding="utf-8").split()) if info.exists() else None
-    flags = {name: None if words is None else flag in words for name, flag in CPU_FLAGS.items()}
-    return {"cores": os.cpu_count() or 1, **flags}
 
 
 def threads() -> int:
@@ -115,7 +111,9 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
     bar: Any = {"desc": f"{source.stem:<24}", "leave": False} if progress else False
     with TemporaryDirectory(dir=out) as folder:
         raw, done = Path(folder) / "in.ipynb", Path(folder) / "out.ipynb"
-        nbformat.write(jupytext.read(source), raw)
+        notebook = jupytext.read(source)
+        peak_memory.add(notebook)
+        nbformat.write(notebook, raw)
         try:
             papermill.execute_notebook(
                 raw,
@@ -135,8 +133,10 @@ def run_chapter(source: Path, profile: str, device: str, out: Path, progress: bo
             report.error = f"{source.name}: {type(error).__name__}: {error}"
         report.seconds = time.perf_counter() - started
         if done.exists():  # a failed run leaves its notebook too, up to the cell that failed
-            read_results(report, nbformat.read(done, as_version=4))
-            done.replace(out / f"{source.stem}.ipynb")
+            notebook = nbformat.read(done, as_version=4)
+            report.memory = peak_memory.take(notebook)
+            read_results(report, notebook)
+            nbformat.write(notebook, out / f"{source.stem}.ipynb")
     return report
 
 
