@@ -17,7 +17,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test lint format colab colab-check browser serve clean distclean
+.PHONY: help book preview notebooks test fakegpu lint format colab colab-check browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -35,6 +35,9 @@ preview: $(READY)  ## run and build one chapter alone, for a look (CHAPTER=01)
 
 test: $(READY)  ## run the tests, the chapters in profile smoke among them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not browser"
+
+fakegpu: $(READY)  ## run every chapter on a device that is not the CPU, on any machine
+	FAKEGPU=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/test_fake_chapters.py
 
 browser: $(READY)  ## test the built book in Chromium (after `make book`)
 	$(PY) -m pytest -m browser tests/test_browser.py

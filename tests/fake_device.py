@@ -77,6 +77,14 @@ class DeviceTensor(Tensor):
         self.data_on_cpu = value.data_on_cpu
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
 
+    def __matmul__(self, other: Tensor) -> Tensor:  # type: ignore[override]
+        if self.ndim == 1 and other.ndim > 1:  # torch would squeeze the product in place
+            return (self[None] @ other)[0]
+        return torch.matmul(self, other)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.ndim == 0 else repr(self), spec)
+
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()
 

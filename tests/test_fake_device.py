@@ -110,6 +110,8 @@ TAKEN: dict[str, tuple[Callable[[], object], object]] = {
     "as_tensor": (lambda: list_of(torch.as_tensor(np.ones(2), dtype=torch.float32, device=NAME)), [1, 1]),
     "like one, on the CPU": (lambda: torch.ones_like(on(1, 2), device="cpu").numpy().tolist(), [1, 1]),
     "other numbers for a weight": (lambda: with_data(torch.nn.Parameter(on(1, 2)), on(3, 4, 5)), [4, 5, 6]),
+    "a vector and a matrix": (lambda: list_of(on(1, 2) @ on(1, 2)[:, None]), [5]),
+    "a number in words": (lambda: f"{on(2).sum():.2f}", "2.00"),
     "a list": (lambda: on(1, 2).tolist(), [1, 2]),
     "numbers": (lambda: (float(on(2)), int(on(2)), bool(on(2)), on(2).item()), (2, 2, True, 2)),
 }

@@ -28,7 +28,7 @@ needs_jq = pytest.mark.skipif(not shutil.which("jq"), reason="needs jq, which Gi
 
 
 def run(name, folder, programs, system=f"{os.pathsep}/usr/bin{os.pathsep}/bin", **variables):
-    """Run a step's script as `shell: bash` does, in a folder, with stand-ins for programs before those of the system."""
+    """Run a step's script as `shell: bash` does, in a folder, with stand-ins for programs before the system's."""
     bin_folder = folder / "bin"
     bin_folder.mkdir(exist_ok=True)
     for program, text in programs.items():
