@@ -17,7 +17,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test fakegpu lint format colab colab-check browser serve clean distclean
+.PHONY: help book preview notebooks test fakegpu gpu lint format colab colab-check browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -38,6 +38,9 @@ test: $(READY)  ## run the tests, the chapters in profile smoke among them
 
 fakegpu: $(READY)  ## run every chapter on a device that is not the CPU, on any machine
 	FAKEGPU=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/test_fake_chapters.py
+
+gpu: $(READY)  ## every chapter and benchmark on this machine's GPU, into gpu-report.md (PROFILE=smoke|book|full)
+	$(PY) -m tools.gpu_report --profile $(PROFILE)
 
 browser: $(READY)  ## test the built book in Chromium (after `make book`)
 	$(PY) -m pytest -m browser tests/test_browser.py
