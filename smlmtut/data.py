@@ -21,6 +21,7 @@ class Source:
     """Where a file comes from, its licence, and what its authors do not say about it.
 
     repository, path, commit: of the public GitHub repository that holds it; sha256: of the file's bytes.
+    size: their number.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Source:
     path: str
     commit: str
     sha256: str
+    size: int
     licence: str
     unknown: str
 
@@ -46,6 +48,7 @@ def _calibration_map(name: str, title: str, sha256: str) -> Source:
         path=f"picasso_addon/maps/{name}",
         commit="d92660d133bcdfb313c538fa7b19bd4fa3f83edd",
         sha256=sha256,
+        size=3_922_048,
         licence="MIT",
         unknown="the model of the camera, its exposure time, and where on the sensor the region lies",
     )
@@ -59,6 +62,7 @@ _SOURCES = (
         path="Example testdata/Example_data_SA-AF647_on_SLB.tif",
         commit="f34cc2a9195dd94a9e81d57ad81f8da102381910",
         sha256="a75a5a5be32d1f5f0c68eb320fe56e6b0d55c94c704e4be9e2e5815a1cfa3295",
+        size=495_846,
         licence="MIT",
         unknown="the camera, the pixel size, the exposure time and the unit of the values; "
         "an offset has been subtracted from them",
@@ -85,6 +89,7 @@ _SOURCES = (
         path="ThunderSTORM/ThunderSTORM_TS3D.csv",
         commit="0be31879d7b7bed91e5c16f246d5fb37007c0699",
         sha256="665a28b2fad69dbfd902e4945df04667f876d33a91167614c280065212041a29",
+        size=852_551,
         licence="CC0",
         unknown="the sample, the camera and its pixel size",
     ),

@@ -12,6 +12,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
+from smlmtut import data
 from tools.colab.__main__ import editions, main
 from tools.colab.book import Book
 from tools.colab.edition import Edition, write
@@ -169,3 +170,20 @@ def test_folder_and_module_take_the_same_options(book):
 
 def test_the_edition_in_the_repository_is_in_step():
     assert check("-m", "tools.colab") == (0, "")
+
+
+def test_the_first_cell_tells_every_download_and_its_size():
+    """By their true sizes, which test_data holds against the files."""
+    sizes = {name: f"{name}, {source.size / 1e6:.1f} MB" for name, source in data.SOURCES.items()}
+    told = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        cell = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        line = next(line for line in cell.source.splitlines() if "Downloads: " in line)
+        told[path.name[:2]] = {name for name, text in sizes.items() if text in line}
+        assert "the package with its trained networks, 4.2 MB" in line
+    maps = {"gain.hdf5", "offset.hdf5", "readvar.hdf5"}
+    movie = {"sptnet_af647_slb.tif"}
+    assert told == {
+        "01": maps, "02": maps, "03": set(), "04": maps | movie, "05": set(), "06": maps | movie, "07": set(),
+        "08": set(), "09": maps,
+    }  # fmt: skip

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import nbformat
@@ -35,11 +34,22 @@ def versions(python):
     return {entry["name"]: entry["version"] for entry in json.loads(pip(python, "list", "--format=json"))}
 
 
+def python_of_colab() -> tuple[str, str]:
+    """Colab's version of Python where this machine has it, else the one of the tests: its path, and its version."""
+    for name in ("python3.13", sys.executable):
+        done = subprocess.run(
+            [name, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=False
+        )
+        if shutil.which(name) and done.returncode == 0:  # it may be a stand-in for a version that is not there
+            return name, done.stdout
+    raise AssertionError("the Python of the tests does not run")
+
+
 @pytest.fixture(scope="module")
 def colab_python():
     """A virtual environment with what Colab has and no smlmtut; kept between runs as long as it may be."""
-    requirements = ROOT / "tests" / "data" / "colab.txt"
-    key = hashlib.sha256(requirements.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + sys.version.encode())
+    requirements, (name, version) = ROOT / "tests" / "data" / "colab.txt", python_of_colab()
+    key = hashlib.sha256(requirements.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + version.encode())
     folder = ROOT / "_build" / "colab-venv"
     home = folder / key.hexdigest()[:12]
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -49,7 +59,7 @@ def colab_python():
             for old in folder.iterdir():
                 if old.is_dir():
                     shutil.rmtree(old)
-            venv.create(home, with_pip=True, symlinks=os.name != "nt")
+            subprocess.run([name, "-m", "venv", str(home)], check=True, env=environment())
             pip(python, "install", "--quiet", "--no-compile", "--requirement", str(requirements))
             (home / "ready").touch()
         if "smlmtut" in versions(python):

@@ -28,7 +28,7 @@ def toy(monkeypatch, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(origin)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    source = data.Source("toy.bin", "", "", "toy.bin", "", hashlib.sha256(TOY).hexdigest(), "", "")
+    source = data.Source("toy.bin", "", "", "toy.bin", "", hashlib.sha256(TOY).hexdigest(), len(TOY), "", "")
     monkeypatch.setitem(data.SOURCES, "toy.bin", source)
     monkeypatch.setattr(data.Source, "url", f"http://127.0.0.1:{server.server_port}/toy.bin")
     monkeypatch.setattr(data.pooch, "os_cache", lambda project: tmp_path / "cache")
@@ -123,7 +123,7 @@ def test_every_source_is_fixed_to_a_commit_a_hash_and_a_licence(source):
     assert source.commit in source.url and " " not in source.url and source.url.startswith("https://")
     assert source.licence in ("MIT", "CC0")
     assert source.title and source.unknown
-    real(source.name)
+    assert real(source.name).stat().st_size == source.size
 
 
 def test_real_maps_have_the_medians_their_description_states():

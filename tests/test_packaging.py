@@ -24,7 +24,7 @@ PINS = dict(
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").split()
     if "==" in line
 )
-# What Colab had installed in 2025; the package must be content with it.
+# What Colab had installed in 2025, the oldest that the package must be content with; tests/data/colab.txt is newer.
 COLAB = {
     "torch": "2.6.0",
     "numpy": "2.0.2",

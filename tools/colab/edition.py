@@ -9,18 +9,26 @@ import hashlib
 import re
 from collections import Counter
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from smlmtut import data
 from tools.colab.blocks import Writer, details
 from tools.colab.book import Book, Page
 from tools.colab.myst import Block, MystError
 
 HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # on Colab, in JupyterLab
+# code of a chapter: the files of `smlmtut.data` that it fetches
+FETCHES = {
+    r"calibration_maps\(|reference_scene\(": ("gain.hdf5", "offset.hdf5", "readvar.hdf5"),
+    r"af647_movie\(": ("sptnet_af647_slb.tif",),
+}
+WEIGHTS = Path(data.__file__).parent / "weights"
 MARK = "generated from"  # in the metadata of every notebook written here
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -133,9 +141,19 @@ class Edition:
             "# @title Install the book's package where it is missing\n"
             "import importlib.util\n\n"
             'if importlib.util.find_spec("smlmtut") is None:\n'
+            f"    print({self.downloads()!r})\n"
             f'    %pip install -q "git+{self.book.repository}@{self.book.branch}"\n'
             "    importlib.invalidate_caches()"
         )
+
+    def downloads(self) -> str:
+        """What a reader who has nothing yet will download for this chapter, and how large it is."""
+        code = "\n".join(block.text for block in self.page.blocks if block.name == "code-cell")
+        files = [name for pattern, names in FETCHES.items() if re.search(pattern, code) for name in names]
+        weights = sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors"))
+        parts = [f"the package with its trained networks, {weights / 1e6:.1f} MB"]
+        parts += [f"{name}, {data.SOURCES[name].size / 1e6:.1f} MB" for name in files]
+        return f"Downloads: {'; '.join(parts)}"
 
 
 def titled(source: str, title: str) -> str:
