@@ -6,6 +6,7 @@ A first cell installs the package where it is missing. Solutions and hidden code
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from itertools import zip_longest
@@ -136,24 +137,24 @@ class Edition:
         )
 
     def install(self) -> str:
-        """The cell that installs the package where it is missing."""
+        """The cell that installs the package where it is missing, and tells what will be downloaded."""
+        told = "".join(f"    print({json.dumps(line)})\n" for line in self.downloads())
         return (
             "# @title Install the book's package where it is missing\n"
             "import importlib.util\n\n"
             'if importlib.util.find_spec("smlmtut") is None:\n'
-            f"    print({self.downloads()!r})\n"
+            f"{told}"
             f'    %pip install -q "git+{self.book.repository}@{self.book.branch}"\n'
             "    importlib.invalidate_caches()"
         )
 
-    def downloads(self) -> str:
-        """What a reader who has nothing yet will download for this chapter, and how large it is."""
+    def downloads(self) -> list[str]:
+        """What a reader who has nothing yet will download for this chapter, and how large it is, a line each."""
         code = "\n".join(block.text for block in self.page.blocks if block.name == "code-cell")
         files = [name for pattern, names in FETCHES.items() if re.search(pattern, code) for name in names]
         weights = sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors"))
-        parts = [f"the package with its trained networks, {weights / 1e6:.1f} MB"]
-        parts += [f"{name}, {data.SOURCES[name].size / 1e6:.1f} MB" for name in files]
-        return f"Downloads: {'; '.join(parts)}"
+        first = f"Downloads: the package with its trained networks, {weights / 1e6:.1f} MB"
+        return [first, *(f"  {name}, {data.SOURCES[name].size / 1e6:.1f} MB" for name in files)]
 
 
 def titled(source: str, title: str) -> str:
