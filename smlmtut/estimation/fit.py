@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._memory import fitting
 from .._validate import device_here, finite, floating, non_negative, number, positive, tensor, whole
 from ..imaging.psf import pixel_factors
 
@@ -86,7 +87,7 @@ def fit_spots(
     start: (B, P) first guess; None: border mean, sum and centroid.
     tolerance: a fit has converged when its next step is below this share of the claimed sd in every parameter.
     chunk: number of spots fitted at a time, which bounds the memory: about 8 kB a spot in float32 for 11 × 11 pixels.
-        None: 8192 on a CPU and 262144 elsewhere.
+        None: 8192 on a CPU and 262144 elsewhere, fewer where they would not fit into the free memory of a GPU.
     device: where to compute; None: where spots is. Results come back to the device of spots.
     The search keeps ω' > 0: background ≥ −min(var)/2, photons > 0; 0.2 px ≤ sigma ≤ window; position at most
     one pixel outside the window. A fit that stops at a limit, but for the background, has not converged; nor has one
@@ -101,7 +102,9 @@ def fit_spots(
     number("tolerance", tolerance, positive)
     whole("max_iterations", max_iterations)
     device = spots.device if device is None else device_here("device", device)
-    chunk = whole("chunk", (8192 if device.type == "cpu" else 262144) if chunk is None else chunk)
+    each = spots.element_size() * (8 * height * width + 40 * (height + width) + 150)  # bytes a spot, at most
+    own = fitting(8192 if device.type == "cpu" else 262144, each, device)
+    chunk = whole("chunk", own if chunk is None else chunk)
     variance = tensor("read_variance", non_negative("read_variance", read_variance)).to(spots)
     if tuple(variance.shape) not in ((), (height, width), (count, height, width)):
         raise ValueError(
@@ -159,13 +162,11 @@ def _fit_chunk(
     height, width = spots.shape[1:]
     var = _last(variance, spots)
     x = spots.permute(1, 2, 0) + var  # x' (h, w, B)
-    low, high = _limits(var, height, width)
-    low, high = low[: guess.shape[1]], high[: guess.shape[1]]  # (P, B) or (P, 1)
+    low, high = (limit[: guess.shape[1]] for limit in _limits(var, height, width))  # (P, B) or (P, 1)
     todo = torch.arange(first, first + len(spots), device=fit.iterations.device)
     theta = guess.T.clamp(low, high)  # (P, B)
     state = (theta, *_evaluate(theta, x, var, sigma))
-    damping = torch.zeros_like(theta[0])
-    total = x.abs().sum((0, 1))
+    damping, total = torch.zeros_like(theta[0]), x.abs().sum((0, 1))
     for iteration in range(steps + 1):
         theta, deviance, chi_square, score, information = state
         step, sd = _solve(information, score, damping)
@@ -238,7 +239,6 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tens
     by_column = _sum_columns(excess, columns)  # (4, h, B)
     pairs = torch.stack([columns[i] * columns[j] for i, j in _PAIRS])  # (10, w, B)
     weight_by_column = _sum_columns(weight, pairs)  # (10, h, B)
-
     score, information = torch.zeros_like(theta), theta.new_zeros(len(theta), *theta.shape)
     names = PARAMETERS[: len(theta)]
     for i, a in enumerate(names):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._memory import fitting
 from .._random import step_generator
 from .._validate import finite, non_negative, positive, whole
 from ..imaging.camera import Camera, to_photoelectrons
@@ -29,6 +30,7 @@ MULTIPLE = 4  # camera pixels
 VALUES_AT_ONCE = {"cpu": 1 << 22, "other": 1 << 25}  # pixels of all samples that are asked for at once
 # super-resolved pixels that the diffusion model sees at once: 32 patches of 64 × 64 stay in a CPU's cache
 DIFFUSED_AT_ONCE = {"cpu": 1 << 17, "other": 1 << 21}
+DIFFUSED_BYTES = 480  # that one of them takes. VALUES_AT_ONCE must not follow the memory: it decides what is drawn
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def diffusion_sampler(network: ConditionalDiffusion, precision: str = "auto") ->
     def sampler(electrons: Tensor, variance: Tensor, y: Tensor, samples: int, generator: torch.Generator) -> Tensor:
         lower = AUTOCAST[chosen_precision(precision, y.device)]
         frame = frame_input(electrons, variance) if network.frame else None
-        chunk = max(1, DIFFUSED_AT_ONCE["cpu" if y.device.type == "cpu" else "other"] // y[0].numel())
+        at_once = fitting(DIFFUSED_AT_ONCE["cpu" if y.device.type == "cpu" else "other"], DIFFUSED_BYTES, y.device)
+        chunk = max(1, at_once // y[0].numel())
         with torch.autocast(y.device.type, lower, enabled=lower is not None):
             return sample_kde(network, y, samples, generator, frame, chunk=chunk)
 

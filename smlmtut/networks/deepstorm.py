@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._memory import fitting
 from .._validate import choice, finite, instance, positive, tensor, whole
 from ..imaging.camera import Camera, to_photoelectrons
 from .precision import AUTOCAST
@@ -126,10 +127,19 @@ def estimate_kde(network: DeepSTORM, adu: Tensor, camera: Camera, precision: str
     electrons = to_photoelectrons(adu, camera).to(weight.device, torch.float32)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float32, device=weight.device)
     variance = variance.expand(electrons.shape)
-    many = max(1, PIXELS_AT_ONCE.get(weight.device.type, 1 << 16) // max(1, electrons[0].numel()))
+    at_once = PIXELS_AT_ONCE.get(weight.device.type, 1 << 16)
+    if weight.device.type == "cuda":
+        at_once = fitting(at_once, _bytes_a_pixel(network), weight.device)
+    many = max(1, at_once // max(1, electrons[0].numel()))
     split = zip(electrons.split(many), variance.split(many), strict=True)
     with torch.autocast(weight.device.type, lower, enabled=lower is not None):
         return torch.cat([network(x[:, None], v[:, None]) for x, v in split])
+
+
+def _bytes_a_pixel(network: DeepSTORM) -> int:
+    """Memory that a camera pixel takes in float32 without gradients, at most: a bound on the layers' live features."""
+    first, second = network.architecture["upsampled"]
+    return 4 * (4 * network.architecture["channels"] + 16 * (first + 3 * second))
 
 
 class Convolution(nn.Conv2d):
