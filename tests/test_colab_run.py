@@ -37,11 +37,11 @@ def versions(python):
 def python_of_colab() -> tuple[str, str]:
     """Colab's version of Python where this machine has it, else the one of the tests: its path, and its version."""
     for name in ("python3.13", sys.executable):
-        done = subprocess.run(
-            [name, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=False
-        )
-        if shutil.which(name) and done.returncode == 0:  # it may be a stand-in for a version that is not there
-            return name, done.stdout
+        if shutil.which(name):  # it may still be a stand-in for a version that is not there
+            command = [name, "-c", "import sys; print(sys.version)"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return name, done.stdout
     raise AssertionError("the Python of the tests does not run")
 
 
