@@ -21,6 +21,7 @@ from benchmarks.reference_posteriors import KINDS, SHAPE, emitters_of
 from smlmtut._random import step_generator
 from smlmtut.evaluation import against_exact as against
 from smlmtut.evaluation import spread_skill
+from smlmtut.evaluation.calibration import CLASSES, pixel_class
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
@@ -30,7 +31,6 @@ from smlmtut.networks.deepstorm import estimate_kde
 from smlmtut.networks.precision import AUTOCAST, best_precision
 
 SAMPLES, FACTOR, SIGMA = 64, 4, 1.0
-CORE, HALO = 0.05, 0.001  # of ŷ, as in evaluation.calibration
 AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is reported
 FRAMES_AT_ONCE = 8
 
@@ -108,7 +108,7 @@ def prior_draws(kind: str) -> Method:
 def score(samples: Tensor, frames: Frames, kind: str) -> dict[str, float]:
     """The scores of `protocol.md` that a class has, each with its standard error as NAME ±."""
     y_hat = frames.estimate[:, 0]
-    core, halo = y_hat > CORE, (y_hat >= HALO) & (y_hat <= CORE)
+    core, halo = (pixel_class(y_hat) == CLASSES.index(name) for name in ("core", "halo"))
     out: dict[str, float] = {"frames": len(frames)}
     regrets = {
         "energy regret": against.energy_regret(samples, frames.exact),

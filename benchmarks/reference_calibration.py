@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor
 
 from benchmarks.reference_posteriors import (
     AREA,
@@ -24,6 +23,7 @@ from benchmarks.reference_posteriors import (
     SHAPE,
     Kind,
     certificate,
+    looked_at,
     make_part,
     moments,
     run_chains,
@@ -50,12 +50,6 @@ def truths(frames: dict[str, np.ndarray], i: int, pixels: list[int]) -> list[flo
     inside = there & (u > -0.5) & (u < SHAPE[1] - 0.5) & (v > -0.5) & (v < SHAPE[0] - 0.5)
     at = [float(y.flatten()[p]) for p in pixels]
     return [float(inside.sum()), float(y.sum()), *at, float(frames["background"][i]), float(frames["sigma"][i])]
-
-
-def looked_at(mean: Tensor, sd: Tensor) -> list[int]:
-    """The pixels of `traces`, which depend on the frame alone."""
-    halo = torch.where((mean > 0.01) & (mean < 0.1), sd, 0.0)
-    return [int(x.argmax()) for x in (mean, sd, halo)]
 
 
 def ranks(frames: dict[str, np.ndarray], draws: Draws, i: int, generator: torch.Generator) -> np.ndarray:

@@ -153,15 +153,19 @@ def moments(draws: Draws, i: int) -> tuple[Tensor, Tensor]:
     return mean, (torch.as_tensor(second) / len(emitters) - mean**2).clamp(min=0).sqrt()
 
 
+def looked_at(mean: Tensor, sd: Tensor) -> list[int]:
+    """The brightest, the least sure and the least sure halo pixel, which depend on the frame alone."""
+    halo = torch.where((mean > 0.01) & (mean < 0.1), sd, 0.0)
+    return [int(x.argmax()) for x in (mean, sd, halo)]
+
+
 def traces(draws: Draws, i: int, mean: Tensor, sd: Tensor) -> Tensor:
     """What must have converged, (5, C, S): number inside, mass, y at its brightest, least sure and halo pixel."""
     along_u = kernel(to_super_resolved(draws.u[i], 4), 1.0, 4 * SHAPE[1])  # (C, S, E, 64)
     along_v = kernel(to_super_resolved(draws.v[i], 4), 1.0, 4 * SHAPE[0])
     there = (draws.photons[i] > 0).double()
     mass = (along_u.sum(-1) * along_v.sum(-1) * there).sum(-1)
-    halo = torch.where((mean > 0.01) & (mean < 0.1), sd, 0.0)
-    pixels = [int(x.argmax()) for x in (mean, sd, halo)]
-    at = [(along_v[..., p // 64] * along_u[..., p % 64] * there).sum(-1) for p in pixels]
+    at = [(along_v[..., p // 64] * along_u[..., p % 64] * there).sum(-1) for p in looked_at(mean, sd)]
     return torch.stack([inside_count(draws, i).double(), mass, *at])
 
 

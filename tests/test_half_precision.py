@@ -1,9 +1,10 @@
 """float16, which a T4 takes: both networks trained and sampled under autocast on the CPU, with its gradient scaler.
 
-Aims, stated before the first run. float16 has 11 significant bits, so a result of a few dozen operations is off by some
+Aims, stated before the first run: float16 has 11 significant bits, so a result of a few dozen operations is off by some
 thousandths. After STEPS steps the weights have moved by less than a fiftieth of a unit each, and so has their
-difference: ŷ and samples differ from those of float32 by at most FAR of a kernel's peak, losses, which may be
-near 0, by at most 0.02 or 2 %.
+difference: ŷ and samples differ from those of float32 by at most FAR of a kernel's peak, losses by at most 2 %.
+Changed after it: the diffusion model's loss crosses 0, where a share means nothing, so below 1 it is 0.02; and the
+scale of the loss, at which the scaler skipped steps in float16 alone.
 """
 
 import math

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import ConditionalDiffusion
 from smlmtut.networks.precision import best_precision
 from tools import run_chapters
-from tools.machine import cpu_name, driver, machine
+from tools.machine import cpu_name, driver
 from tools.run_chapters import Report
 
 LIMIT = 14.0  # GB that a T4 has for a chapter
@@ -134,18 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("torch.cuda.is_available() is false: no chapter would use a GPU", file=sys.stderr)
         return 1
     device = torch.device("cuda", 0)
-    reports = []
-    for source in run_chapters.chapters(given.names):
-        reports.append(run_chapters.run_and_keep(source, given.profile, "cuda", sys.stderr.isatty()))
-        run_chapters.tell(reports[-1])
-    run_chapters.BUILD.mkdir(exist_ok=True)
-    timings = {"machine": machine(), "profile": given.profile, "chapters": [asdict(r) for r in reports]}
-    (run_chapters.BUILD / "timings.json").write_text(json.dumps(timings, indent=1), encoding="utf-8")
+    failed = run_chapters.main([*given.names, "--profile", given.profile, "--device", "cuda", "--force"])
+    timings = json.loads((run_chapters.BUILD / "timings.json").read_text(encoding="utf-8"))
+    reports = [Report(**chapter) for chapter in timings["chapters"]]
     speed = speeds(device, Size())
     name = torch.cuda.get_device_name(device)
     given.output.write_text(text(reports, speed, given.profile, name, driver()), encoding="utf-8")
     print(given.output)
-    return int(any(report.error for report in reports))
+    return failed
 
 
 if __name__ == "__main__":
