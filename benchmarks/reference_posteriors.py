@@ -244,14 +244,14 @@ def thinned(draws: Draws, i: int) -> np.ndarray:
 
 
 def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
-    """(part, class, number of the file, seed): classes take turns, so that a run that ends early has some of all."""
+    """(part, class, number of the file, seed): *dev* first, which models are chosen by; classes take turns."""
     seeds = SEEDS if seed is None else {"held": seed}
     out = []
     for part, own in seeds.items():
         for name, kind in KINDS.items():
             count = kind.test if part == "held" else getattr(kind, part)
-            out += [(k / count * PART, part, name, k, own) for k in range(-(-count // PART))]
-    return [job[1:] for job in sorted(out)]
+            out += [(part, k / count * PART, name, k, own) for k in range(-(-count // PART))]
+    return [(part, *rest) for part, _, *rest in sorted(out)]
 
 
 def make(folder: Path, seed: int | None, threads: int) -> None:
