@@ -19,6 +19,10 @@ SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exerc
 LONGEST_CELL = 18  # lines
 MOST_IMPORTS = 6  # of the package: one from each room that the chapter uses
 PATH = "{bdg-secondary}`20-minute path`"  # stands below the headings of what a reader in a hurry reads
+MOST_VISIBLE = 35_000  # characters of text and code that a reader meets with all boxes closed
+MOST_CLAIMS = 8  # rows of claims that stand open, without those of solutions
+HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
+LONG = ("01_", "02_", "03_", "04_", "05_", "06_", "07_", "08_", "09_")  # chapters that still break these two limits
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
 
 
@@ -145,6 +149,47 @@ def path_problems(prose: str) -> list[str]:
     return []
 
 
+def shown(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cells that a reader meets with all boxes closed; code whose input is hidden is among them, without its source.
+
+    Text within a closed box ({dropdown}, or an option :class: dropdown) is left out, and all between solution-start and solution-end.
+    """
+    cells, gate = [], False
+    for cell in notebook.cells:
+        kept = cell.copy()
+        if cell.cell_type == "code":
+            kept.source = "" if HIDDEN & set(cell.metadata.get("tags", [])) else cell.source
+        else:
+            names = [box.name for box in directives(cell.source)]
+            gate = (gate or "solution-start" in names) and "solution-end" not in names
+            kept.source = without_closed(cell.source)
+        if not gate:
+            cells.append(kept)
+    return cells
+
+
+def without_closed(text: str) -> str:
+    """A text without the bodies of its closed boxes, whose titles stay."""
+    for box in directives(text):
+        closed = box.name == "dropdown" or "dropdown" in str(box.options.get("class", "")).split()
+        if closed:
+            text = text.replace(box.text.strip("\n"), "", 1)
+    return text
+
+
+def visible_size(text: str) -> int:
+    """Characters of a chapter's source that a reader meets with all boxes closed."""
+    return sum(len(cell.source) for cell in shown(jupytext.reads(text, fmt="md:myst")))
+
+
+def visible_claims(notebook: nbformat.NotebookNode) -> int:
+    """Rows of claims of an executed chapter that stand open."""
+    from smlmtut.notebook import METADATA_KEY  # here: it loads torch, which the source needs not
+
+    outputs = [output for cell in shown(notebook) for output in cell.get("outputs", [])]
+    return sum("claim" in output.get("metadata", {}).get(METADATA_KEY, {}) for output in outputs)
+
+
 def directives(text: str) -> list[Block]:
     """The directives of a text in order, nested ones too."""
     found, blocks = [], parse(text, "the chapter")
@@ -174,10 +219,19 @@ def main() -> int:
     """Print what is wrong with the chapters that are named; 1 if anything is."""
     bad = 0
     for name in sys.argv[1:]:
-        for problem in source_problems(Path(name).read_text(encoding="utf-8")):
+        path = Path(name)
+        text = path.read_text(encoding="utf-8")
+        found = source_problems(text) + ([] if path.name.startswith(LONG) else size_problems(text))
+        for problem in found:
             print(f"{name}: {problem}")
             bad = 1
     return bad
+
+
+def size_problems(text: str) -> list[str]:
+    """A chapter that is longer than a reader finishes."""
+    size = visible_size(text)
+    return [f"{size} characters stand open, more than {MOST_VISIBLE}"] if size > MOST_VISIBLE else []
 
 
 if __name__ == "__main__":
