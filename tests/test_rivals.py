@@ -2,24 +2,34 @@
 
 import copy
 import math
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from benchmarks import bakeoff
+from benchmarks import rivals as runs
+from smlmtut._random import step_generator
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks import rivals as rival
-from smlmtut.networks.cddpm import pixel_weight
+from smlmtut.networks.cddpm import DiffusionBatch, pixel_weight
 from smlmtut.networks.conformal import Conformal, conformal_factors
-from smlmtut.networks.emitter_set import COUNT_VARIANCE, OUTSIDE, EmitterSet, draw_emitters, set_log_density
+from smlmtut.networks.emitter_set import (
+    COUNT_VARIANCE,
+    OUTSIDE,
+    EmitterBatch,
+    EmitterSet,
+    draw_emitters,
+    set_log_density,
+)
 from smlmtut.networks.rivals import SNGP, Dropout, Ensemble, Gaussian, Quantiles
 from smlmtut.networks.unet import UNet
 
-SMALL = {"channels": (8, 16)}
+SMALL: dict[str, Any] = {"channels": (8, 16)}
 S = rival.SCALE_AT_START
 
 
@@ -141,7 +151,7 @@ def test_a_few_steps_fit_a_batch(name, batch):
 def test_gaussian_loss_has_its_minimum_at_the_weighted_moments():
     y, weight = normal(200), normal(200, seed=1).abs() + 0.1
     mean, sd = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    theirs = -(weight.numpy() * (stats.norm(0, 1).logpdf(y) + math.log(2 * math.pi) / 2)).mean()
+    theirs = -(weight.numpy() * (stats.norm.logpdf(y) + math.log(2 * math.pi) / 2)).mean()
     assert rival.gaussian_loss(y, mean, sd, weight).item() == pytest.approx(theirs)
     mean = (weight * y).sum() / weight.sum()
     sd = ((weight * (y - mean).square()).sum() / weight.sum()).sqrt()
@@ -264,8 +274,9 @@ def test_dropout_loses_whole_channels_and_keeps_the_mean():
     network = Dropout(0.25, **SMALL)
     h = normal(500, 40, 2, 2).float()
     network.dice = dice(3)
-    (out,) = network.drop(network, (h,))
-    ratio = out / h
+    out = network.drop(network, (h,))
+    assert out is not None
+    ratio = out[0] / h
     lost = ratio[:, :, 0, 0] == 0
     torch.testing.assert_close(ratio, torch.where(lost, 0.0, 4 / 3)[:, :, None, None].expand_as(h))
     assert float(lost.double().mean()) == pytest.approx(0.25, abs=4.5 * (0.25 * 0.75 / 20_000) ** 0.5)
@@ -347,7 +358,8 @@ def test_the_convolutions_have_spectral_norm_one(batch):
     assert len(blocks) == 5
     for block in blocks:
         for layer in (block.conv1[2], block.conv2):
-            norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
+            assert isinstance(layer, torch.nn.Conv2d)
+            norm = torch.linalg.matrix_norm(torch.flatten(layer.weight.detach(), 1), 2)
             assert float(norm) == pytest.approx(1, abs=0.03)
 
 
@@ -367,10 +379,10 @@ def test_the_density_of_a_set_is_that_of_a_direct_loop():
     for b in range(3):
         p = stats.logistic.cdf(logit[b].numpy())
         count = int(present[b].sum())
-        expected = stats.norm(p.sum(), math.sqrt((p * (1 - p)).sum() + COUNT_VARIANCE)).logpdf(count)
+        expected = stats.norm.logpdf(count, p.sum(), math.sqrt((p * (1 - p)).sum() + COUNT_VARIANCE))
         for e in range(count):
             each = [
-                w * stats.multivariate_normal(mean[b, k].numpy(), np.diag(sd[b, k].numpy() ** 2)).pdf(places[b, e])
+                w * stats.norm.pdf(places[b, e].numpy(), mean[b, k].numpy(), sd[b, k].numpy()).prod()
                 for k, w in enumerate(p / p.sum())
             ]
             expected += math.log(sum(each))
@@ -388,7 +400,7 @@ def test_the_count_has_the_moments_of_a_poisson_binomial_and_nearly_its_distribu
     one = stats.norm.logpdf(0) * 3  # ln density of a place at the mean of all
     ours = []
     for count in numbers:
-        places, present = torch.zeros(1, 60, 3, dtype=torch.float64), torch.arange(60)[None] < count
+        places, present = torch.zeros(1, 60, 3, dtype=torch.float64), torch.arange(60)[None] < int(count)
         ours.append(math.exp(float(set_log_density(logit, mean, sd, places, present)) - count * one))
     ours = np.array(ours)
     for power in (0, 1, 2):  # a Gaussian summed over whole numbers has its moments, to 1e-10 at this variance
@@ -400,7 +412,7 @@ def test_places_far_away_and_empty_frames_have_finite_gradients():
     logit, mean, sd, places, present = emitters()
     logit = (logit - 40).requires_grad_()
     (-set_log_density(logit, mean, sd, places + 100, present)).sum().backward()
-    assert bool(logit.grad.isfinite().all())
+    assert logit.grad is not None and bool(logit.grad.isfinite().all())
 
 
 def test_the_draw_has_the_frames_of_the_diffusion_model_and_their_emitters(phi):
@@ -408,6 +420,7 @@ def test_the_draw_has_the_frames_of_the_diffusion_model_and_their_emitters(phi):
     dice_base, dice_ours = dice(8), dice(8)
     base = recipes.draw_estimates(scene, recipes.SMALL_FRAME, phi)(6, dice_base)
     ours = draw_emitters(scene, recipes.SMALL_FRAME, phi)(6, dice_ours)
+    assert isinstance(base, DiffusionBatch) and isinstance(ours, EmitterBatch)
     for name in ("kde", "estimate", "frame"):
         assert torch.equal(getattr(base, name), getattr(ours, name)), name
     assert torch.equal(dice_base.get_state(), dice_ours.get_state())
@@ -429,10 +442,10 @@ def test_a_set_starts_in_the_middle_of_each_pixel(batch):
     assert torch.equal(mean[0, :, 0], (k % 16).float()) and torch.equal(mean[0, :, 1], (k // 16).float())
     assert logit.sigmoid().sum(1).detach().numpy() == pytest.approx([256 / (1 + math.exp(3.5))] * 3, rel=1e-4)
     network = made("set")
-    said = network.read_emitters(batch.estimate, batch.frame)
-    density = set_log_density(*said, batch.places, batch.present)
+    logit, mean, sd = network.read_emitters(batch.estimate, batch.frame)
+    density = set_log_density(logit, mean, sd, batch.places, batch.present)
     weight = pixel_weight(batch.estimate, torch.full((), S))[:, 0, 0, 0]
-    assert network(batch).item() == pytest.approx(-(weight * density).mean().item(), rel=1e-5)
+    assert network(batch).item() == pytest.approx(-0.1 * (weight * density).mean().item(), rel=1e-5)
 
 
 def test_a_set_draws_bernoulli_emitters_at_gaussian_places(batch, monkeypatch):
@@ -481,19 +494,23 @@ def test_conformal_intervals_mend_the_error_bars_of_each_class():
     given = (estimate, torch.zeros(1, 2, 16, 32))
     with pytest.raises(ValueError, match="factors must be finite: call calibrate"):
         network.sample(*given, 2, dice())
+    unused, zero = torch.zeros(1), torch.zeros_like(estimate)
+    dark = DiffusionBatch(zero, zero, given[1], unused, unused, unused)
+    network.calibrate([dark])  # the bright class did not occur
+    with pytest.raises(ValueError, match="factors must be finite: call calibrate"):
+        network.sample(*given, 2, dice())
     sd = torch.where(estimate > 0.1, 2.0, 0.1)
     batches = [
-        SimpleNamespace(kde=1 + sd * normal(*sd.shape, seed=k).float(), estimate=estimate, frame=given[1])
-        for k in range(9)
+        DiffusionBatch(1 + sd * normal(*sd.shape, seed=k).float(), *given, unused, unused, unused) for k in range(9)
     ]
     network.calibrate(batches)
     drawn = network.sample(*given, 60, dice())
     z = (drawn - 1) / sd
     for half in (z[..., :64], z[..., 64:]):
-        shares = [float((half.abs() < stats.norm.ppf(0.5 + q / 2)).double().mean()) for q in (0.5, 0.8, 0.95)]
+        shares = [float((half.abs() < float(stats.norm.ppf(0.5 + q / 2))).double().mean()) for q in (0.5, 0.8, 0.95)]
         assert shares == pytest.approx([0.5, 0.8, 0.95], abs=0.01)
         assert float((half > 0).double().mean()) == pytest.approx(0.5, abs=0.005)
-    assert network(SimpleNamespace(kde=estimate, estimate=estimate, frame=given[1])).shape == ()
+    assert network(batches[0]).item() == network.head(batches[0]).item()
 
 
 @pytest.mark.parametrize(
@@ -504,8 +521,59 @@ def test_conformal_intervals_mend_the_error_bars_of_each_class():
         ([1.0], [0.5], [0.5], "classes must be whole numbers, got 0.5"),
         ([1.0], [0, 1], [0.5], "classes must have the length of score, 1, got 2"),
         ([1.0], [0], [1.5], "levels must be in"),
+        ([], [], [0.5], "the number of scores must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_scores_are_named(score, classes, levels, message):
     with pytest.raises(ValueError, match=message):
         conformal_factors(torch.tensor(score), torch.tensor(classes), levels)
+
+
+# -- training and scores -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_runs(tmp_path, monkeypatch):
+    """Two steps of two frames for every rival, in a folder; five Gaussian ones."""
+    settings = recipes.TrainingSettings(steps=1, batch=2, warmup=0, learning_rate=1e-3)
+    monkeypatch.setattr(runs.recipes, "SHIPPED_DIFFUSION", settings)
+    monkeypatch.setattr(runs, "CALIBRATION", 1)
+    for name, kind in zip(runs.RIVALS, (Gaussian, Quantiles, Dropout, SNGP, EmitterSet), strict=True):
+        monkeypatch.setitem(runs.RIVALS, name, lambda kind=kind: kind(**SMALL))
+    threads = torch.get_num_threads()
+    runs.train(tmp_path, list(runs.RIVALS), [1], 64, threads)
+    runs.train(tmp_path, ["gaussian"], [2, 3, 4, 5], 64, threads)
+    return tmp_path
+
+
+def test_runs_go_on_and_are_scored(small_runs, monkeypatch, batch):
+    kept = {path: path.read_bytes() for path in small_runs.glob("*/*.pt")}
+    assert len(kept) == 10  # nine checkpoints and the covariance of SNGP
+    runs.train(small_runs, list(runs.RIVALS), [1], 64, torch.get_num_threads())
+    assert all(path.read_bytes() == before for path, before in kept.items())
+    found = runs.networks(small_runs)
+    assert {"ensemble-seed1-0k", "conformal-seed3-0k", "sngp-seed1-0k", "set-seed1-0k"} < set(found)
+    assert len(found) == 9 + 5 + 1
+    some = bakeoff.Frames(batch.frame, batch.estimate, *(batch.kde for _ in range(4)))
+    for name, network in found.items():
+        drawn = runs.method(network)(some, 3, dice())
+        assert drawn.shape == (3, 3, 64, 64) and bool(drawn.isfinite().all()), name
+    # of a run that is not at its end there is nothing to score
+    (small_runs / "sngp-seed1-0k" / runs.PRECISION).unlink()
+    assert "sngp-seed1-0k" not in runs.networks(small_runs)
+
+
+def test_the_covariance_of_a_run_is_from_its_own_batches(small_runs, phi):
+    folder = small_runs / "sngp-seed1-0k"
+    draw = runs.draw_of("sngp", recipes.reference_scene(), phi)
+    network, run = runs.averaged(folder)
+    assert isinstance(network, SNGP) and (run["steps"], run["batch"], run["seed"]) == (2, 2, 2101)
+    network.accumulate(draw(2, step_generator(2101, 0)), 2.0)  # type: ignore[arg-type]
+    kept = runs.trained(folder)
+    assert isinstance(kept, SNGP) and torch.equal(kept.precision, network.precision)
+
+
+def test_all_rivals_see_the_same_frames(phi):
+    drawn = [runs.draw_of(name, recipes.reference_scene(), phi)(2, dice(4)) for name in runs.RIVALS]
+    assert len(drawn) == 5 and isinstance(drawn[4], EmitterBatch)
+    assert all(torch.equal(x.estimate, drawn[4].estimate) for x in drawn)  # type: ignore[attr-defined]

@@ -21,12 +21,13 @@ def conformal_factors(score: Tensor, classes: Tensor, levels: Sequence[float]) -
     score: (n,) |y − mean| / sd of pixels of held-out frames; classes: (n,) their class, 0 … C − 1, chosen by what is
     given. levels: (L,), each in [0, 1]. The factor is the ⌈(n + 1) level⌉-th smallest score of the class, infinite
     where there are fewer. Of a new pixel that is exchangeable with those of its class, the interval covers the truth
-    with a probability of at least `level`, whatever the mean and the sd are. It says nothing of
-    the pixels of one given frame.
-    Raises ValueError for a negative score, or a level or a class out of its range.
+    with a probability of at least `level`, whatever the mean and the sd are. It says nothing of the pixels of one
+    given frame.
+    Raises ValueError for a negative score, a level or a class out of its range, or no scores.
     """
     score, classes = tensor("score", non_negative("score", score), 1).double(), integers("classes", classes, 1)
     non_negative("classes", classes)
+    whole("the number of scores", len(score))
     level = between("levels", torch.as_tensor(levels, dtype=torch.float64), 0, 1)
     if len(classes) != len(score):
         raise ValueError(f"classes must have the length of score, {len(score)}, got {len(classes)}")
@@ -68,7 +69,9 @@ class Conformal(nn.Module):
             mean, sd = self.head.moments(batch.estimate, batch.frame)
             found.append((((batch.kde - mean).abs() / sd).flatten(), self.classes(batch.estimate).flatten()))
         score, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self.factors[:] = conformal_factors(score, classes, self.levels.tolist())
+        factors = conformal_factors(score, classes, self.levels.tolist())
+        self.factors.fill_(math.inf)  # of a class that did not occur nothing is known
+        self.factors[: len(factors)] = factors
 
     def classes(self, estimate: Tensor) -> Tensor:
         """The class of each pixel, in the shape of ŷ."""

@@ -28,6 +28,7 @@ REACH = 2.0  # px from the centre of a pixel to the farthest place that it can n
 NARROWEST = 0.01  # smallest sd: px, and THOUSAND photons
 # Smallest variance of the count. The Gaussian is a density, which would grow without bound where p is 0 everywhere.
 COUNT_VARIANCE = 1e-3
+LOSS_SCALE = 0.1  # brings the norm of the gradient, tens at the start, down to the clip of the shared settings
 
 
 class EmitterBatch(NamedTuple):
@@ -88,10 +89,10 @@ class EmitterSet(Rival):
         return logit.flatten(1), rows[0], rows[1]
 
     def forward(self, batch: EmitterBatch) -> Tensor:
-        """Minus `set_log_density`, by `frame_weight` as for the other rivals."""
+        """LOSS_SCALE · mean of −`set_log_density`, weighted by `frame_weight` as for the other rivals: ()."""
         emitters = self.read_emitters(batch.estimate, batch.frame)
         weight = frame_weight(batch.estimate)[:, 0, 0, 0]
-        return -(weight * set_log_density(*emitters, batch.places, batch.present)).mean()
+        return -LOSS_SCALE * (weight * set_log_density(*emitters, batch.places, batch.present)).mean()
 
     @torch.no_grad()
     def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:
