@@ -7,30 +7,35 @@ standard error by bootstrap over the frames.
 """
 
 import argparse
+import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 
 from benchmarks.reference_file import gathered
 from benchmarks.reference_posteriors import KINDS, SHAPE, emitters_of
 from smlmtut._random import step_generator
 from smlmtut.evaluation import against_exact as against
-from smlmtut.evaluation import spread_skill
-from smlmtut.evaluation.calibration import CLASSES, pixel_class
+from smlmtut.evaluation import energy_score, spread_skill
+from smlmtut.evaluation.calibration import CLASSES, LEVELS, covered, pixel_class, tarp
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
-from smlmtut.networks import pretrained
+from smlmtut.imaging.scenes import draw_batch
+from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sample_kde
-from smlmtut.networks.deepstorm import estimate_kde
+from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
 from smlmtut.networks.precision import AUTOCAST, best_precision
 
 SAMPLES, FACTOR, SIGMA = 64, 4, 1.0
+PRIOR_FRAMES, PRIOR_SEED = 200, 20261129  # of the part on which coverage of the truth is measured
 AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is reported
 FRAMES_AT_ONCE = 8
 
@@ -99,14 +104,19 @@ def prior_draws(kind: str) -> Method:
     """Images of the prior of a class, whatever the frame shows: calibrated against the truth, and no answer."""
 
     def draw(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
-        drawn = emitters_of(kind, len(frames) * samples, generator)
-        return kde_image(drawn, SHAPE).float().reshape(len(frames), samples, *frames.truth.shape[1:])
+        many = len(frames) * samples
+        if kind == "prior":
+            drawn = draw_batch(recipes.reference_scene(), many, SHAPE, generator).target(FACTOR, SIGMA)
+        else:
+            drawn = kde_image(emitters_of(kind, many, generator), SHAPE)
+        return drawn.float().reshape(len(frames), samples, *frames.truth.shape[1:])
 
     return draw
 
 
-def score(samples: Tensor, frames: Frames, kind: str) -> dict[str, float]:
-    """The scores of `protocol.md` that a class has, each with its standard error as NAME ±."""
+def score(samples: Tensor, frames: Frames, kind: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The scores of `protocol.md` that a class has, each with its standard error as NAME ±; and what they are made of,
+    frame by frame."""
     y_hat = frames.estimate[:, 0]
     core, halo = (pixel_class(y_hat) == CLASSES.index(name) for name in ("core", "halo"))
     out: dict[str, float] = {"frames": len(frames)}
@@ -115,99 +125,182 @@ def score(samples: Tensor, frames: Frames, kind: str) -> dict[str, float]:
         "CRPS core": against.crps_regret(samples, frames.exact, core),
         "CRPS halo": against.crps_regret(samples, frames.exact, halo),
     }
-    counts, exact_counts = (against.peak_counts(x, FACTOR, SIGMA) for x in (samples, frames.exact))
-    most = int(exact_counts.max()) + 2
-    if kind in ("pair", "sparse"):
-        more = against.count_log_loss(counts, exact_counts, most).excess
-        out["log loss of K, nat"], out["log loss of K, nat ±"] = (
-            float(more.mean()),
-            float(more.std()) / len(more) ** 0.5,
-        )
+    each = {"energy excess": regrets["energy regret"].excess, "energy scale": regrets["energy regret"].scale}
     for name, regret in regrets.items():
         out[name], out[f"{name} ±"] = regret.relative(), regret.error()
+    if kind in ("pair", "sparse"):
+        counts, exact_counts = (against.peak_counts(x, FACTOR, SIGMA) for x in (samples, frames.exact))
+        more = against.count_log_loss(counts, exact_counts, int(exact_counts.max()) + 2).excess
+        put(out, "log loss of K, nat", more)
+        each |= {f"p(K = {k})": (counts == k).double().mean(1) for k in (1, 2)}
+        each |= {f"exact p(K = {k})": (exact_counts == k).double().mean(1) for k in (1, 2)}
     if kind == "lone":
         seen = core.flatten(1).any(1)
         bars = against.log_error_bar(samples[seen], frames.sd[seen], core[seen])
         own = against.log_error_bar(frames.exact[seen], frames.sd[seen], core[seen])  # what 64 samples add
-        out["error bar bias"], out["error bar bias ±"] = float(bars.mean()), float(bars.std()) / len(bars) ** 0.5
+        put(out, "error bar bias", bars)
         scatter = lambda i: float((bars[i].var() - own[i].var()).clamp(min=0).sqrt())  # noqa: E731
         out["error bar scatter"] = scatter(torch.arange(len(bars)))
         out["error bar scatter ±"] = against.bootstrap_error(scatter, len(bars))
+        each |= {"ln error bar": bars, "ln error bar of 64 exact draws": own}
     if kind == "pair":
-        two = [(x == 2).double().mean(1) for x in (counts, exact_counts)]
-        unsure = (two[1] > AMBIGUOUS[0]) & (two[1] < AMBIGUOUS[1])
-        off = (two[0] - two[1]).abs()[unsure]
+        exact_two = each["exact p(K = 2)"]
+        unsure = (exact_two > AMBIGUOUS[0]) & (exact_two < AMBIGUOUS[1])
         out["ambiguous"] = int(unsure.sum())
-        if len(off) > 1:
-            out["p(K = 2) off"], out["p(K = 2) off ±"] = float(off.mean()), float(off.std()) / len(off) ** 0.5
+        if unsure.sum() > 1:
+            put(out, "p(K = 2) off", (each["p(K = 2)"] - exact_two).abs()[unsure])
+            put(out, "log loss of K, ambiguous", more[unsure])
     if kind == "crowded":
         mass, true = samples.sum((2, 3)), frames.truth.sum((1, 2))
         out["mass spread–skill"] = spread_skill(mass, true)
         out["mass spread–skill ±"] = against.bootstrap_error(lambda i: spread_skill(mass[i], true[i]), len(true))
-    return out
+    if len(frames) >= 4:
+        vectors = [against.summary_vector(x, FACTOR, SIGMA) for x in (samples, frames.exact)]
+        told = [against.two_sample_accuracy(vectors[0], vectors[1], classifier) for classifier in classifiers()]
+        out["two-sample accuracy"], out["two-sample accuracy ±"] = max(told)
+    return out, each
 
 
-def judged(method: Method, frames: Frames, kind: str, seed: int = 0) -> dict[str, float]:
+def put(out: dict[str, float], name: str, values: Tensor) -> None:
+    """The mean of some frames' values, and its standard error."""
+    out[name], out[f"{name} ±"] = float(values.mean()), float(values.std()) / len(values) ** 0.5
+
+
+def classifiers() -> list:
+    """The two of score 7, of which the better one counts."""
+    from sklearn.ensemble import HistGradientBoostingClassifier  # here: only this score needs it
+    from sklearn.linear_model import LogisticRegression
+
+    return [LogisticRegression(max_iter=1000), HistGradientBoostingClassifier(max_iter=50, random_state=0)]
+
+
+def prior_part(phi: DeepSTORM, count: int = PRIOR_FRAMES, seed: int = PRIOR_SEED) -> Frames:
+    """Frames of the whole prior, of any class, for coverage of the truth; without exact draws."""
+    scene, found = recipes.reference_scene(), []
+    for first in range(0, count, 50):
+        batch = recipes.draw_estimates(scene, recipes.SMALL_FRAME, phi)(
+            min(50, count - first), step_generator(seed, first)
+        )
+        found.append((batch.frame, batch.estimate, batch.kde[:, 0]))  # type: ignore[attr-defined]
+    inputs, estimate, truth = (torch.cat(x) for x in zip(*found, strict=True))
+    none = truth.new_zeros(len(truth), 0, *truth.shape[1:])
+    return Frames(inputs, estimate, none, truth * torch.nan, truth * torch.nan, truth)
+
+
+def score_prior(samples: Tensor, frames: Frames) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Coverage of the truth by class of pixel, chosen by ŷ; its mass; TARP, as p of Kolmogorov and Smirnov."""
+    out: dict[str, float] = {"frames": len(frames)}
+    classes = pixel_class(frames.estimate[:, 0])
+    for level in LEVELS:
+        held = covered(samples, frames.truth, level)
+        for name in ("core", "halo"):
+            where = classes == CLASSES.index(name)
+            inside, many = (held * where).sum((1, 2)), where.sum((1, 2)).double()
+            share = lambda i, a=inside, n=many: float(a[i].sum() / n[i].sum())  # noqa: E731
+            label = f"{name} {level:.0%}"
+            out[label] = share(torch.arange(len(frames)))
+            out[f"{label} ±"] = against.bootstrap_error(share, len(frames))
+    mass, true = samples.sum((2, 3)), frames.truth.sum((1, 2))
+    out["mass spread–skill"] = spread_skill(mass, true)
+    out["mass spread–skill ±"] = against.bootstrap_error(lambda i: spread_skill(mass[i], true[i]), len(true))
+    energy = energy_score(samples, frames.truth)
+    put(out, "energy score", energy)
+    levels = tarp(samples, frames.truth, frames.truth.roll(1, 0), torch.Generator().manual_seed(0))
+    out["TARP p"] = float(kstest(levels.numpy(), "uniform").pvalue)
+    return out, {"TARP level": levels, "energy score": energy}
+
+
+Scored = tuple[dict[str, float], dict[str, Tensor]]
+
+
+def judged(method: Method, frames: Frames, kind: str, seed: int = 0) -> Scored:
     """Draw SAMPLES for each frame, some frames at a time, and score them; with the seconds a frame that it took."""
     began, drawn = time.perf_counter(), []
     for k, first in enumerate(range(0, len(frames), FRAMES_AT_ONCE)):
         some = frames.part(slice(first, first + FRAMES_AT_ONCE))
         drawn.append(method(some, SAMPLES, step_generator(seed, k)))
     spent = (time.perf_counter() - began) / len(frames)
-    return score(torch.cat(drawn), frames, kind) | {"s a frame": spent}
+    samples = torch.cat(drawn)
+    row, each = score_prior(samples, frames) if kind == "prior" else score(samples, frames, kind)
+    return row | {"s a frame": spent}, each
 
 
-def references(frames: Frames, kind: str) -> dict[str, dict[str, float]]:
+def references(frames: Frames, kind: str) -> dict[str, Scored]:
     """Ceiling and floor: half of the exact draws against the other half, draws of the prior, ŷ as a point."""
-    half = SAMPLES // 2
-    kept = Frames(frames.inputs, frames.estimate, frames.exact[:, half:], frames.mean, frames.sd, frames.truth)
-    point = frames.estimate.expand(-1, SAMPLES, -1, -1)
     drawn = prior_draws(kind)(frames, SAMPLES, step_generator(1, 0))
+    if kind == "prior":
+        return {"prior": score_prior(drawn, frames)}
+    half = SAMPLES // 2
+    kept = replace(frames, exact=frames.exact[:, half:])
+    point = frames.estimate.expand(-1, SAMPLES, -1, -1)
     found = {"exact, other draws": score(frames.exact[:, :half], kept, kind), "prior": score(drawn, frames, kind)}
     energy = against.energy_regret(point, frames.exact)
-    return found | {"ŷ as a point": {"energy regret": energy.relative(), "energy regret ±": energy.error()}}
+    return found | {"ŷ as a point": ({"energy regret": energy.relative(), "energy regret ±": energy.error()}, {})}
 
 
-def table(methods: dict[str, Method], folder: Path, part: str) -> pd.DataFrame:
-    """A row for each class and method."""
-    phi, rows = pretrained.load(), {}
-    for kind in KINDS:
-        frames = read_class(folder, part, kind, phi)
+def table(methods: dict[str, Method], folder: Path, part: str, most: int | None = None) -> dict[str, dict[str, Scored]]:
+    """Class → method → scores. most: None takes all frames of a class, a number the first of them."""
+    phi, found = pretrained.load(), {}
+    for kind in (*KINDS, "prior"):
+        frames = prior_part(phi) if kind == "prior" else read_class(folder, part, kind, phi)
         if frames is None:
             continue
-        for name, found in references(frames, kind).items():
-            rows[kind, name] = found
-        for name, method in methods.items():
-            rows[kind, name] = judged(method, frames, kind)
-    return pd.DataFrame.from_dict(rows, orient="index")
+        frames = frames.part(slice(most))
+        found[kind] = references(frames, kind) | {
+            name: judged(method, frames, kind) for name, method in methods.items()
+        }
+    return found
 
 
-def printed(scores: pd.DataFrame) -> str:
+def printed(scores: dict[str, dict[str, Scored]]) -> str:
     """The table for each class, with what the class has."""
     out = []
-    for kind in scores.index.unique(0):
-        some = scores.loc[kind].dropna(axis=1, how="all")
-        names = [name for name in some.columns if not name.endswith("±")]
+    for kind, methods in scores.items():
+        some = pd.DataFrame.from_dict({name: row for name, (row, _) in methods.items()}, orient="index")
         shown = pd.DataFrame(index=some.index)
-        for name in names:
+        for name in (name for name in some.columns if not name.endswith("±")):
             error = some[f"{name} ±"] if f"{name} ±" in some else None
             shown[name] = [
                 f"{x:.3f}" + (f" ± {error.iloc[i]:.3f}" if error is not None else "") for i, x in enumerate(some[name])
             ]
-        out.append(f"## {kind}\n\n{shown.to_string()}\n")
+        out.append(f"## {kind}\n\n{shown.T.to_string()}\n")
     return "\n".join(out)
+
+
+def kept(scores: dict[str, dict[str, Scored]], path: Path) -> None:
+    """Write the scores and the frames' values as JSON, with four significant digits; what is in the file already and
+    not in the scores stays."""
+
+    def short(values: object) -> object:
+        if isinstance(values, Tensor):
+            return [short(float(x)) for x in values]
+        return float(f"{values:.4g}") if isinstance(values, float) and math.isfinite(values) else values
+
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for kind, methods in scores.items():
+        for name, (row, each) in methods.items():
+            clean = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+            old.setdefault(kind, {})[name] = {
+                "scores": {key: short(value) for key, value in clean.items()},
+                "frames": {key: short(value) for key, value in each.items()},
+            }
+    path.write_text(json.dumps(old, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
+    parser.add_argument("--json", type=Path, help="file that keeps the scores")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
     methods = {"cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
-    print(printed(table(methods, given.folder, given.part)))
+    scores = table(methods, given.folder, given.part)
+    print(printed(scores))
+    if given.json:
+        kept(scores, given.json)
 
 
 if __name__ == "__main__":

@@ -243,6 +243,11 @@ def table(device: str = "cpu") -> list[Row]:
         lambda samples, truth: calibration.ranks(samples, truth, torch.Generator().manual_seed(0)),
         scored,
     )
+    row(
+        "calibration.tarp",
+        lambda samples, truth, references: calibration.tarp(samples, truth, references, dice()),
+        scored | {"references": mean},
+    )
     row("calibration.covered", partial(calibration.covered, level=0.5), scored)
     row("calibration.coverage", calibration.coverage, scored)
     row("calibration.spread_skill", calibration.spread_skill, scored)

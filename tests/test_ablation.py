@@ -1,5 +1,6 @@
 """The variants of the ablation: EDM and flow matching by the formulas of their papers, and one way to train all."""
 
+import json
 import math
 
 import pytest
@@ -137,11 +138,35 @@ def test_the_exact_method_has_no_regret_and_the_prior_has(monkeypatch):
         first = sum(calls[:-1])
         return known.exact[first : first + len(some), :samples]
 
-    found = bakeoff.judged(exact, half, "pair")
+    found, each = bakeoff.judged(exact, half, "pair")
+    assert len(each["p(K = 2)"]) == len(each["energy excess"]) == 12
     assert calls == [8, 4] and found["frames"] == 12
-    wrong = bakeoff.judged(bakeoff.prior_draws("pair"), half, "pair")
+    wrong, _ = bakeoff.judged(bakeoff.prior_draws("pair"), half, "pair")
     for name in ("energy regret", "CRPS core", "log loss of K, nat"):
         assert abs(found[name]) < 4 * found[f"{name} ±"] + 1e-9, name
         assert wrong[name] > 4 * wrong[f"{name} ±"] or "log loss" in name, name
-    assert abs(bakeoff.score(half.exact, half, "lone")["error bar bias"]) < 0.1
-    assert bakeoff.score(half.exact, half, "crowded")["mass spread–skill"] > 0
+    assert found["two-sample accuracy"] < 0.6 < wrong["two-sample accuracy"]
+    assert abs(bakeoff.score(half.exact, half, "lone")[0]["error bar bias"]) < 0.1
+    assert bakeoff.score(half.exact, half, "crowded")[0]["mass spread–skill"] > 0
+
+
+def test_prior_draws_cover_the_truth_and_a_narrow_sampler_does_not(monkeypatch):
+    """The floor of the bake-off is calibrated against the truth: TARP lets it pass."""
+    monkeypatch.setattr(bakeoff, "SAMPLES", 16)
+    frames = bakeoff.prior_part(pretrained.load(), 60)
+    found, each = bakeoff.judged(bakeoff.prior_draws("prior"), frames, "prior")
+    assert each["TARP level"].shape == (60,) and found["TARP p"] > 1e-3
+    draws = bakeoff.prior_draws("prior")(frames, 16, step_generator(3, 0))
+    narrow = draws.mean(1, keepdim=True) + 0.3 * (draws - draws.mean(1, keepdim=True))
+    few, _ = bakeoff.score_prior(narrow, frames)
+    assert few["TARP p"] < 1e-3 and few["mass spread–skill"] < 0.5 < found["mass spread–skill"]
+
+
+def test_scores_are_kept_beside_what_the_file_has(tmp_path):
+    path = tmp_path / "scores.json"
+    row = {"frames": 2, "energy regret": 0.123456, "log loss": float("nan")}
+    bakeoff.kept({"lone": {"a": (row, {"bars": torch.tensor([0.1, 1 / 3])})}}, path)
+    bakeoff.kept({"lone": {"b": ({"frames": 3}, {})}}, path)
+    found = json.loads(path.read_text(encoding="utf-8"))["lone"]
+    assert found["a"] == {"scores": {"frames": 2, "energy regret": 0.1235}, "frames": {"bars": [0.1, 0.3333]}}
+    assert found["b"] == {"scores": {"frames": 3}, "frames": {}}

@@ -236,6 +236,28 @@ def test_coverage_of_ties_and_ends():
     assert covered(x.reshape(4, 25, 5).movedim(2, 1), y.reshape(4, 25), 0.5).shape == (4, 25)
 
 
+@pytest.mark.parametrize("width", [0.7, 1.0, 1.4])
+def test_tarp_is_uniform_for_the_right_width_alone(width):
+    """Ten pixels with a common shift: with reference points drawn by themselves, 4000 levels tell widths apart."""
+    shift, x = normal(4000, 1, seed=1), normal(4000, 33, 10, seed=2)
+    samples, truth = shift[:, None] + width * x[:, :32], shift + x[:, 32]
+    levels = calibration.tarp(samples, truth, 3 * normal(4000, 10, seed=3), generator())
+    assert (stats.kstest(levels, "uniform").pvalue > 1e-3) == (width == 1)
+
+
+def test_draws_of_the_prior_pass_tarp():
+    """What makes it a witness only: samples that ignore the frame are uniform."""
+    truth, prior = normal(2000, 10, seed=4), normal(2000, 32, 10, seed=5)
+    levels = calibration.tarp(prior, truth, truth.roll(1, 0), generator())
+    assert stats.kstest(levels, "uniform").pvalue > 1e-3
+
+
+def test_tarp_from_far_below_is_the_rank():
+    x, y = gaussian_ensemble(7, n=500)
+    levels = calibration.tarp(x[..., None], y[:, None], torch.full((500, 1), -1e6, dtype=torch.float64), generator())
+    assert torch.equal((8 * levels).floor().long(), calibration.ranks(x, y, generator()))
+
+
 # -- spread ------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ def test_the_twin_has_the_mean_and_variance_of_its_model():
 
 
 def test_window_and_twin_look_alike():
-    """Fits of both molecules agree within four of their claimed errors, a test that a wrong place or brightness fails."""
+    """Fits of both molecules agree within four of their claimed errors: a wrong place or brightness would not."""
     shown = running_example()
     variance = float(shown.camera.read_variance)
     for k, (u, v) in enumerate(zip((6, 10), (5, 11), strict=True)):

@@ -150,9 +150,10 @@ def path_problems(prose: str) -> list[str]:
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cells that a reader meets with all boxes closed; code whose input is hidden is among them, without its source.
+    """The cells that a reader meets with all boxes closed; code whose input is hidden counts without its source.
 
-    Text within a closed box ({dropdown}, or an option :class: dropdown) is left out, and all between solution-start and solution-end.
+    Left out: text within a closed box ({dropdown}, or an option :class: dropdown), and all between solution-start and
+    solution-end.
     """
     cells, gate = [], False
     for cell in notebook.cells:

@@ -102,6 +102,25 @@ def coverage(samples: Tensor, truth: Tensor, levels: Sequence[float] = LEVELS) -
     return torch.stack([_inside(below, equal, many, level).mean() for level in levels])
 
 
+def tarp(samples: Tensor, truth: Tensor, references: Tensor, generator: torch.Generator) -> Tensor:
+    """Share of the samples that lie nearer to a reference point than the truth does: (B,) float64 in (0, 1).
+
+    Uniform over frames for a calibrated sampler, wherever the references are, as long as they do not depend on the
+    truth of their frame. It sees all pixels jointly. Draws of the prior pass it, too: it asks whether a model is
+    calibrated, not whether it looks at the frame.
+    samples: (B, S, ...); truth, references: (B, ...). The share is that of `ranks`, (r + uniform) / (S + 1).
+    Lemos et al. (2023, ICML). Raises ValueError as `ranks` does, or for references of another shape.
+    """
+    samples, truth = ensemble(samples, truth)
+    references = on_host("references", references).to(truth)
+    if references.shape != truth.shape:
+        raise ValueError(f"references must have the truth's shape {tuple(truth.shape)}, got {tuple(references.shape)}")
+    far = (samples - references[:, None]).flatten(2).norm(dim=2)  # (B, S)
+    below = ranks(far, (truth - references).flatten(1).norm(dim=1), generator)
+    drawn = torch.rand(below.shape, generator=generator, dtype=torch.float64)
+    return (below + drawn) / (samples.shape[1] + 1)
+
+
 # -- spread ------------------------------------------------------------------------------------------------
 
 
