@@ -160,12 +160,12 @@ def train(folder: Path, names: list[str], seed: int, frames: int, threads: int) 
                 )
 
 
-def trained(folder: Path) -> Variant:
-    """The averaged weights of a run."""
+def trained(folder: Path) -> Variant | None:
+    """The averaged weights of a run; None for one that has not ended."""
     name, seed, _ = folder.name.rsplit("-", 2)
     network = made(name, int(seed.removeprefix("seed")))
-    read_average(network, folder)
-    return network.eval().requires_grad_(False)
+    found = read_average(network, folder)
+    return network.eval().requires_grad_(False) if found["step"] == found["identity"]["steps"] else None
 
 
 def main() -> None:
@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--frames", type=int, default=96_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--most", type=int, help="frames of each class that are scored; none: all")
+    parser.add_argument("--json", type=Path, help="file that keeps the scores")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     if given.command == "train":
@@ -185,8 +187,12 @@ def main() -> None:
 
     torch.set_num_threads(given.threads)
     runs = sorted(path.parent for path in given.folder.glob("*/checkpoint.pt"))
-    methods = {run.name: bakeoff.diffusion(trained(run)) for run in runs}
-    print(bakeoff.printed(bakeoff.table(methods, given.reference, "dev")))
+    networks = {run.name: trained(run) for run in runs}
+    methods = {name: bakeoff.diffusion(network) for name, network in networks.items() if network is not None}
+    scores = bakeoff.table(methods, given.reference, "dev", given.most)
+    print(bakeoff.printed(scores))
+    if given.json:
+        bakeoff.kept(scores, given.json)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ class Example:
     """Two windows of 16 × 16 pixels with two molecules each, in photo-electrons if a unit of the movie is one.
 
     real: (16, 16) float64, from the AF647 movie. twin: (16, 16) float64, simulated. emitters: (1, 2), the truth of the
-    twin, centred at pixel (0, 0) of the window. background: e⁻ per pixel. psf: its PSF. camera: the working assumption on the
-    movie's camera, gain 1, offset 0 and the read variance that its background's photons do not explain.
+    twin, centred at pixel (0, 0) of the window. background: e⁻ per pixel. psf: its PSF. camera: the working
+    assumption on the movie's camera, gain 1, offset 0 and the read variance that its background's photons do not explain.
     """
 
     real: Tensor

@@ -110,7 +110,8 @@ def test_a_run_goes_on_and_its_weights_are_read(tmp_path, monkeypatch):
     ablation.train(tmp_path, ["flow-reader"], 1, 64, torch.get_num_threads())
     assert (run / "checkpoint.pt").read_bytes() == before
     network = ablation.trained(run)
-    assert network.predicted == "flow" and not any(p.requires_grad for p in network.parameters())
+    assert network is not None and network.predicted == "flow"
+    assert not any(p.requires_grad for p in network.parameters())
 
 
 # -- scores ------------------------------------------------------------------------------------------------
