@@ -21,7 +21,7 @@ class Example:
 
     real: (16, 16) float64, from the AF647 movie. twin: (16, 16) float64, simulated. emitters: (1, 2), the truth of the
     twin, centred at pixel (0, 0) of the window. background: e⁻ per pixel. psf: its PSF. camera: the working
-    assumption on the movie's camera, gain 1, offset 0 and the read variance that its background's photons do not explain.
+    assumption on the movie's camera: gain 1, offset 0, and the read variance that its background does not explain.
     """
 
     real: Tensor

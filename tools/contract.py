@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
 import jupytext
@@ -22,7 +23,8 @@ PATH = "{bdg-secondary}`20-minute path`"  # stands below the headings of what a 
 MOST_VISIBLE = 35_000  # characters of text and code that a reader meets with all boxes closed
 MOST_CLAIMS = 8  # rows of claims that stand open, without those of solutions
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
-LONG = ("01_", "02_", "03_", "04_", "05_", "06_", "07_", "08_", "09_")  # chapters that still break these two limits
+LONG = ("02_", "03_", "04_", "05_", "06_", "07_", "08_")  # chapters that still break these two limits
+GATE = re.compile(r"^`{3,}\{solution-(start|end)\}.*?^`{3,}[ ]*$", re.M | re.S)
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
 
 
@@ -160,12 +162,14 @@ def shown(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
         kept = cell.copy()
         if cell.cell_type == "code":
             kept.source = "" if HIDDEN & set(cell.metadata.get("tags", [])) else cell.source
-        else:
-            names = [box.name for box in directives(cell.source)]
-            gate = (gate or "solution-start" in names) and "solution-end" not in names
-            kept.source = without_closed(cell.source)
-        if not gate:
-            cells.append(kept)
+            cells += [] if gate else [kept]
+            continue
+        parts: list[str] = []
+        for text, mark in zip_longest(GATE.split(cell.source)[::2], GATE.findall(cell.source)):
+            parts += [] if gate else [text]
+            gate = mark == "start" if mark else gate
+        kept.source = without_closed("".join(parts))
+        cells.append(kept)
     return cells
 
 
