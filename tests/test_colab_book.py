@@ -183,6 +183,6 @@ def test_the_first_cell_tells_every_download_and_its_size():
     maps = {"gain.hdf5", "offset.hdf5", "readvar.hdf5"}
     movie = {"sptnet_af647_slb.tif"}
     assert told == {
-        "01": maps, "02": maps, "03": set(), "04": maps | movie, "05": set(), "06": maps | movie, "07": set(),
+        "01": maps | movie, "02": maps, "03": set(), "04": maps | movie, "05": set(), "06": maps | movie, "07": set(),
         "08": set(), "09": maps,
     }  # fmt: skip
