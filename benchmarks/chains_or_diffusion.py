@@ -57,7 +57,7 @@ def density_frames(density: float) -> tuple[dict[str, np.ndarray], int]:
 
 
 def of_density(density: float) -> dict[str, float]:
-    """Seconds a frame until the certificate holds, and independent draws a second of that run; 0 where it never does."""
+    """Seconds a frame until the certificate holds, and independent draws a second; 0 where it never does."""
     frames, most = density_frames(density)
     kind = Kind(0, 0, max(12, 2 * most, round(1.5 * density * AREA)), 400, 400, 5)
     spent = 0.0

@@ -32,7 +32,7 @@ def vectors(images: Tensor) -> Tensor:
 
 
 def tarp_of(method: Method, frames: Frames) -> tuple[float, float, float]:
-    """p of our levels against uniform; p by sbi; largest difference of the two expected coverages. All of the same draws."""
+    """p of our levels against uniform; p by sbi; largest difference of the two expected coverages."""
     samples = torch.cat(
         [method(frames.part(slice(k, k + 8)), 64, step_generator(0, k)) for k in range(0, len(frames), 8)]
     )

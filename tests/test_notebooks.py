@@ -1,5 +1,6 @@
 """Every chapter keeps the contract and runs from end to end in profile smoke; and the contract can be broken."""
 
+import jupytext
 import nbformat
 import pytest
 
@@ -197,13 +198,75 @@ def test_a_run_must_not_print_to_stderr_nor_show_a_bare_picture():
     assert [problem.partition("'")[2].partition("'")[0] for problem in problems] == ["cell 0", "cell 1"]
 
 
+GATES = """
+seen 1
+
+```{solution-start} a
+:class: dropdown
+```
+
+hidden 1
+
+```{code-cell} ipython3
+hidden 2
+```
+
+```{solution-end}
+```
+
+seen 2
+
+```{solution-start} b
+```
+
+```{code-cell} ipython3
+hidden 3
+```
+
+```{solution-end}
+```
+
+```{code-cell} ipython3
+:tags: [hide-input]
+hidden 4
+```
+
+```{dropdown} title
+hidden 5
+```
+"""
+
+
+def test_what_stands_open_is_what_no_box_hides():
+    notebook = jupytext.reads(HEADER + GATES, fmt="md:myst")
+    assert " ".join(" ".join(cell.source for cell in contract.shown(notebook)).split()).startswith("seen 1 seen 2 ")
+    assert not any("hidden" in cell.source for cell in contract.shown(notebook))
+    assert contract.visible_size(HEADER + GATES) < 60
+
+
+def test_open_claims_are_counted_where_they_stand():
+    """One claim in a cell, three in a box, and one in a solution: one is open."""
+    notebook, v = jupytext.reads(HEADER + GATES, fmt="md:myst"), nbformat.v4
+    claim = v.new_output("display_data", metadata={"smlmtut": {"claim": {}}})
+    box = v.new_output("display_data", metadata={"smlmtut": {"claims": [{}, {}, {}]}})
+    solution, other, last = (cell for cell in notebook.cells if cell.cell_type == "code")
+    solution.outputs, other.outputs, last.outputs = [claim], [claim], [claim, box]
+    assert contract.visible_claims(notebook) == 1
+
+
+def test_a_long_chapter_is_told():
+    assert contract.size_problems("10_x.md", HEADER + "a" * contract.MOST_VISIBLE + "b")
+    assert not contract.size_problems("10_x.md", HEADER + "a" * 100)
+
+
 def test_there_are_chapters():
     assert CHAPTERS
 
 
 @pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_keeps_the_contract(source):
-    assert contract.source_problems(source.read_text(encoding="utf-8")) == []
+    text = source.read_text(encoding="utf-8")
+    assert contract.source_problems(text) + contract.size_problems(source.name, text) == []
 
 
 @pytest.mark.filterwarnings("default")  # the Jupyter libraries' own; what a chapter warns of is checked below
@@ -214,3 +277,5 @@ def test_chapter_runs(source, tmp_path):
     assert report.claims and all(claim["holds"] for claim in report.claims if claim["enforced"])
     executed = nbformat.read(tmp_path / f"{source.stem}.ipynb", as_version=4)
     assert contract.run_problems(executed) == []
+    open_claims = contract.visible_claims(executed)
+    assert not contract.too_many(source.name, open_claims, contract.MOST_CLAIMS), open_claims
