@@ -4,7 +4,7 @@
 
 Two curves, on one thread unless told otherwise:
   density   frames of one density, 0.5 to 8 emitters per µm²: the chains of `reference_posteriors.py`, longer until the
-            certificate of `protocol.md` holds or ATTEMPTS are spent; independent draws a second, beside the model's draws
+            certificate of `protocol.md` holds or ATTEMPTS are spent; independent draws a second, beside the model's
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
             beside the model's; where the lines cross, both are as good for the same time
 """
