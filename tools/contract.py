@@ -23,7 +23,6 @@ PATH = "{bdg-secondary}`20-minute path`"  # stands below the headings of what a 
 MOST_VISIBLE = 35_000  # characters of text and code that a reader meets with all boxes closed
 MOST_CLAIMS = 8  # rows of claims that stand open, without those of solutions
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
-LONG = ("03_", "04_", "07_")  # chapters that still break these two limits
 GATE = re.compile(r"^`{3,}\{solution-(start|end)\}.*?^`{3,}[ ]*$", re.M | re.S)
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
 
@@ -226,22 +225,17 @@ def main() -> int:
     for name in sys.argv[1:]:
         path = Path(name)
         text = path.read_text(encoding="utf-8")
-        found = source_problems(text) + size_problems(path.name, text)
+        found = source_problems(text) + size_problems(text)
         for problem in found:
             print(f"{name}: {problem}")
             bad = 1
     return bad
 
 
-def size_problems(name: str, text: str) -> list[str]:
+def size_problems(text: str) -> list[str]:
     """A chapter that is longer than a reader finishes."""
     size = visible_size(text)
-    return [f"{size} characters stand open, more than {MOST_VISIBLE}"] if too_many(name, size, MOST_VISIBLE) else []
-
-
-def too_many(name: str, number: int, most: int) -> bool:
-    """Whether a number is above its limit in a chapter that has to keep it."""
-    return number > most and not name.startswith(LONG)
+    return [f"{size} characters stand open, more than {MOST_VISIBLE}"] if size > MOST_VISIBLE else []
 
 
 if __name__ == "__main__":
