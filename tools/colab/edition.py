@@ -27,7 +27,7 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # on Colab, i
 # code of a chapter: the files of `smlmtut.data` that it fetches
 FETCHES = {
     r"calibration_maps\(|reference_scene\(": ("gain.hdf5", "offset.hdf5", "readvar.hdf5"),
-    r"af647_movie\(": ("sptnet_af647_slb.tif",),
+    r"af647_movie\(|running_example\(": ("sptnet_af647_slb.tif",),
 }
 WEIGHTS = Path(data.__file__).parent / "weights"
 MARK = "generated from"  # in the metadata of every notebook written here
