@@ -17,12 +17,13 @@ import pytest
 import yaml
 
 from tools import build_book, chapter_head, durations, run_chapters
-from tools.contract import PARAMETERS, directives
+from tools.contract import PARAMETERS, directives, is_appendix
 
 ROOT = run_chapters.ROOT
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+TAUGHT = [path for path in run_chapters.chapters() if not is_appendix(path)]
 CODE_NAME = re.compile(r"`([\w.]+)(?:\((\w+)\))?`")
 
 
@@ -120,7 +121,7 @@ def test_the_example_of_the_readme_runs():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("source", run_chapters.chapters(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", TAUGHT, ids=lambda path: path.stem)
 def test_the_page_for_teachers_counts_the_exercises(source):
     text = (ROOT / "book" / "teaching" / "index.md").read_text(encoding="utf-8")
     row = re.search(rf"^\|.*/{source.stem}` \|.*\|.*\| (\d+) \|", text, re.M)
@@ -134,6 +135,25 @@ def test_a_chapter_states_the_running_time_that_was_measured(source):
     text, sentence = " ".join(start.split()), durations.sentence(durations.MEASURED[source.stem])
     assert text.count(sentence) == 1
     assert not re.findall(r"\b(?:seconds?|minutes?)\b", text.replace(sentence, ""))  # and no other
+
+
+ERRATA = ROOT / "notebooks" / "90_errata.md"
+
+
+def test_every_row_of_the_errata_has_a_label_and_a_claim():
+    text = ERRATA.read_text(encoding="utf-8")
+    rows = re.split(r"^\(errata-(\d+)\)=\n", text.partition("## All rows at a glance")[0], flags=re.M)[1:]
+    assert [int(number) for number in rows[::2]] == list(range(1, 19))
+    for number, section in zip(rows[::2], rows[1::2], strict=True):
+        assert re.match(rf"## {number}\. ", section)
+        named = re.findall(r'(?:check\(f?|name = )"(\d+): ', section)
+        assert named and set(named) == {number}, f"row {number} claims {named}"
+
+
+def test_mentions_of_errata_are_rows_that_exist():
+    for path in [*TAUGHT, *(ROOT / "smlmtut").rglob("*.py")]:
+        numbers = re.findall(r"\berrat(?:um|a) (\d+)", path.read_text(encoding="utf-8"))
+        assert all(1 <= int(number) <= 18 for number in numbers), path
 
 
 @pytest.mark.parametrize(
