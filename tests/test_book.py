@@ -36,6 +36,27 @@ def test_table_of_contents_lists_what_is_there_once_and_the_chapters_in_order():
     assert pages == {page for page in PAGES if page.startswith("book/")}
 
 
+def test_the_landing_page_lists_every_chapter_in_its_order():
+    text = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(\d+)\. \{doc\}`\.\./(notebooks/\w+)`", text, re.M)
+    taught = [f"notebooks/{path.stem}" for path in TAUGHT]
+    assert [page for _, page in listed] == taught
+    assert [int(number) for number, _ in listed] == list(range(1, len(taught) + 1))
+    assert set(re.findall(r"\{doc\}`\.\./(notebooks/\w+)`", text)) == {p for p in PAGES if p.startswith("notebooks/")}
+    captions = [
+        part["caption"].partition(":")[2].strip() for part in TOC["parts"] if part["caption"].startswith("Part")
+    ]
+    assert [title for title in re.findall(r"^Part [IVX]+, (.+):$", text, re.M)] == captions
+
+
+def test_the_pictures_of_the_landing_page_are_those_that_a_script_draws():
+    text = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    shown = re.findall(r"_static/(smlm-[\w-]+\.png)", text)
+    drawn = re.findall(r'save\(fig, "([\w-]+)"\)', (ROOT / "tools" / "landing.py").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(f"smlm-{name}.png" for name in drawn)
+    assert all((ROOT / "book" / "_static" / name).is_file() for name in shown)
+
+
 def notation() -> list[list[str]]:
     """The cells of each row of the table of symbols."""
     text = (ROOT / "book" / "notation.md").read_text(encoding="utf-8").partition("## Symbols")[2]
