@@ -10,13 +10,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
-from tools import build_book, chapter_head, durations, run_chapters
+import smlmtut
+from tools import api_page, build_book, chapter_head, durations, mend, offline_math, run_chapters
 from tools.contract import PARAMETERS, directives, is_appendix
 
 ROOT = run_chapters.ROOT
@@ -224,7 +227,7 @@ kernelspec:
   name: python3
 ---
 
-# A small chapter
+# A small chapter, with $x$
 
 ```{{code-cell}} ipython3
 :tags: [parameters]
@@ -256,6 +259,9 @@ def executed(source: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+API = ("book/api", "book/package", "book/notation")
+
+
 @pytest.fixture
 def small_book(tmp_path):
     """A book of one chapter, in a folder whose name has a space."""
@@ -264,9 +270,10 @@ def small_book(tmp_path):
     (site / "notebooks" / "01_small.md").write_text(CHAPTER, encoding="utf-8")
     shutil.copytree(ROOT / "book", site / "book")
     shutil.copytree(ROOT / "tools", site / "tools", ignore=shutil.ignore_patterns("__pycache__"))
-    (site / "book" / "intro.md").write_text("# Home\n", encoding="utf-8")
+    for page in ("intro", "package", "notation"):  # the true ones refer to chapters
+        (site / "book" / f"{page}.md").write_text(f"# {page}\n", encoding="utf-8")
     (site / "_config.yml").write_text((ROOT / "_config.yml").read_text(encoding="utf-8"), encoding="utf-8")
-    pages = [{"file": page} for page in ("notebooks/01_small", "book/claims", "book/setup")]
+    pages = [{"file": page} for page in ("notebooks/01_small", "book/claims", "book/setup", *API)]
     toc = {"format": "jb-book", "root": "book/intro", "chapters": pages}
     (site / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
     return site
@@ -292,6 +299,51 @@ def test_a_seeded_book_builds_from_the_cache_and_lists_its_claims(small_book):
     assert "a &lt;ratio&gt;" in claims and 'href="../notebooks/01_small.html"' in claims
     chapter = (html / "notebooks" / "01_small.html").read_text(encoding="utf-8")
     assert "/blob/main/notebooks/01_small.ipynb" in chapter and "launch-row" in chapter
+    assert "cdn.jsdelivr.net/npm/mathjax" in chapter and not (html / "_static" / "mathjax").exists()
+    faults = set(mend.problems(chapter))  # of a build as it comes
+    assert "a form has no button that sends it" in faults
+    mend.mend_site(html)
+    assert mend.problems((html / "notebooks" / "01_small.html").read_text(encoding="utf-8")) == []
+    assert not missing_from_api((html / "book" / "api.html").read_text(encoding="utf-8"))
+
+
+def missing_from_api(page: str) -> list[str]:
+    """The public functions and classes of the package that have no entry with a link to their source."""
+    soup = BeautifulSoup(page, "html.parser")
+    wanted = [
+        n for room in (*api_page.ROOMS, *api_page.TOP) for m in api_page.modules(room) for n in api_page.public(m)
+    ]
+    assert len(wanted) > 250
+    entries = {name: soup.find(id=name) for name in wanted}
+    return [name for name, entry in entries.items() if not (entry and entry.select('a[href*="_modules/"]'))]
+
+
+def test_every_room_is_on_the_api_page():
+    assert {*api_page.ROOMS, "cli"} == set(smlmtut.ROOMS)  # the commands have --help
+    text = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```\{api\} (\w+)$", text, re.M) == [*api_page.ROOMS, *api_page.TOP]
+    for room in api_page.ROOMS:
+        shown = {name for module in api_page.modules(room) for name in api_page.public(module)}
+        hidden = set(api_page.face(room)) - shown
+        assert all("._" in name for name in hidden), hidden
+
+
+def test_a_book_with_its_own_mathjax_needs_no_network(tmp_path, monkeypatch):
+    source, target = offline_math.package(tmp_path) / "es5", tmp_path / "_build" / "html"
+    for part in offline_math.PARTS:
+        name = part if part.endswith(".js") else f"{part}/file.js"
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("//", encoding="utf-8")
+    config = SimpleNamespace(mathjax_path="https://cdn")
+    app = SimpleNamespace(srcdir=tmp_path, outdir=target, config=config, builder=SimpleNamespace(format="html"))
+    offline_math.take_own(app, config)
+    offline_math.copy_own(app, None)
+    assert config.mathjax_path == "mathjax/tex-mml-chtml.js"
+    assert (target / "_static" / config.mathjax_path).is_file()
+    assert (target / "_static/mathjax/output/chtml/fonts/woff-v2/file.js").is_file()
+    monkeypatch.setattr(offline_math.shutil, "which", lambda name: None)
+    assert offline_math.fetch(tmp_path) == ""  # it is there
+    assert "no npm" in offline_math.fetch(tmp_path / "elsewhere")
 
 
 def test_an_unseeded_book_still_builds_and_the_log_tells_that_a_chapter_ran(small_book):
