@@ -19,7 +19,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 import smlmtut
-from tools import api_page, build_book, chapter_head, durations, mend, offline_math, run_chapters
+from tools import api_page, build_book, chapter_head, durations, mend, offline_math, run_chapters, symbols
 from tools.contract import PARAMETERS, directives, is_appendix
 
 ROOT = run_chapters.ROOT
@@ -109,6 +109,51 @@ def test_notation_names_what_the_code_has(row):
 def test_notation_test_can_fail(name, argument):
     with pytest.raises(LookupError):
         resolve(name, argument)
+
+
+NOTATION = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+STILL = ("02_", "03_", "04_", "08_")  # chapters that give a symbol a second meaning, or write log
+
+
+@pytest.mark.parametrize("source", run_chapters.chapters(), ids=lambda path: path.stem)
+def test_one_symbol_has_one_meaning(source):
+    text = source.read_text(encoding="utf-8")
+    found = [*symbols.conflicts(text, NOTATION), *symbols.logarithms(text)]
+    if found and source.name.startswith(STILL):
+        pytest.xfail("; ".join(found))
+    assert found == []
+
+
+def test_a_symbol_stands_once_on_the_notation_page():
+    names = [name for name, _ in symbols.table(NOTATION)]
+    assert len(names) > 60 and len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "wrong"),
+    [
+        ("Let $s$ be the standard deviation of the data.", True),
+        ("Let $s$ be the\nindex on the fine grid.", False),
+        ("It follows, where $\\kappa$ is the curvature of the curve.", True),
+        ("with $\\kappa$ the width of the kernel", False),
+        ("Write $\\lambda_t$ for the ratio of two rates", True),
+        ("where $K$ is the number of pixels", False),  # shares the word "number": what a program cannot tell
+        ("where $K$ is the size of the window", True),
+        ("Let $h$ be the height of a wall.", False),  # not in the table
+        ("Let $K$ be 2.", False),  # a value
+        ("```{code-cell} ipython3\n# where $s$ is the sum\n```", False),
+    ],
+)
+def test_a_second_meaning_is_found(sentence, wrong):
+    assert bool(symbols.conflicts(sentence, NOTATION)) == wrong
+
+
+def test_log_in_a_formula_is_found():
+    assert symbols.logarithms("Take $\\log x$, not $\\ln x$ or `log`.\n\n$$\n\\log y\n$$ (eq-a)") == [
+        "$\\log x$",
+        "$$ \\log y $$",
+    ]
+    assert symbols.logarithms("```{code-cell} ipython3\nlabel = r'$\\log x$'\n```") == []
 
 
 PROSE = [
