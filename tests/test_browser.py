@@ -175,7 +175,7 @@ def test_text_is_readable(book, page, theme):
 def test_no_line_of_code_is_cut(book, page):
     cut = book.open(page).execute_script(
         "return [...document.querySelectorAll('article .highlight pre')]"
-        ".filter(p => p.clientWidth && p.scrollWidth > p.clientWidth + 1)"
+        ".filter(p => p.checkVisibility() && p.scrollWidth > p.clientWidth + 1)"
         ".map(p => p.textContent.split('\\n').sort((a, b) => b.length - a.length)[0])"
     )
     assert cut == []  # on a desktop, 1280 px wide; the longest line of each block
