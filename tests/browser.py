@@ -1,11 +1,9 @@
-"""What the browser tests stand on: the built book served on localhost, with MathJax from npm, and Chromium."""
+"""What the browser tests stand on: the built book served on localhost, and Chromium without a network."""
 
 import base64
 import http.server
 import os
 import shutil
-import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +14,6 @@ from selenium.webdriver.chrome.service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
-MATHJAX = "mathjax@3.2.2"
-CDN = b"https://cdn.jsdelivr.net/npm/mathjax@3/"
 PHONE = 390  # px, the width of a common phone
 TALLEST = 8000  # px, the height of one screenshot; a longer page gets several
 KNOWN = ("'THEBE_JS_URL' has already been declared",)  # Jupyter Book and the theme both load sphinx-thebe
@@ -39,10 +35,10 @@ def missing() -> str:
     """What these tests need and this machine lacks; "" for nothing."""
     if chromium() is None:
         return "there is no Chromium on this machine"
-    if shutil.which("npm") is None:
-        return "there is no npm on this machine, which fetches MathJax"
     if not (SITE / "index.html").exists():
         return "the book is not built: run `make book`"
+    if not (SITE / "_static" / "mathjax").exists():
+        return "the book was built without npm and takes MathJax from the network"
     return ""
 
 
@@ -52,38 +48,8 @@ def chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def fetch_mathjax() -> Path:
-    """The folder of npm's MathJax, fetched once."""
-    home = ROOT / "_build" / "mathjax"
-    if not (home / "package" / "package.json").exists():
-        home.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", MATHJAX, "--silent"], cwd=home, check=True, capture_output=True)
-        with tarfile.open(next(home.glob("mathjax-*.tgz"))) as archive:
-            archive.extractall(home, filter="data")
-    return home / "package"
-
-
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves the book; pages that ask a CDN for MathJax get it from here."""
-
-    mathjax: Path
-
-    def translate_path(self, path: str) -> str:
-        if path.startswith("/_mathjax/"):
-            return str(self.mathjax / path.removeprefix("/_mathjax/").split("?")[0])
-        return super().translate_path(path)
-
-    def send_head(self):
-        path = Path(self.translate_path(self.path))
-        if path.suffix != ".html" or not path.exists():
-            return super().send_head()
-        page = path.read_bytes().replace(CDN, b"/_mathjax/")
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(page)))
-        self.end_headers()
-        self.wfile.write(page)
-        return None
+    """Serves the book as it lies in its folder."""
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -91,7 +57,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 def serve() -> http.server.ThreadingHTTPServer:
     """A server of the book on a free port of localhost; shut it down after."""
-    Handler.mathjax = fetch_mathjax()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *request: Handler(*request, directory=str(SITE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
@@ -139,12 +104,16 @@ class Browser:
         added = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": stored})
         self.script = added["identifier"]
         self.driver.get(f"{self.address}/{page}.html")
+        self.settle()
+        return self.driver
+
+    def settle(self) -> None:
+        """Wait until the page is loaded and its formulas are set."""
         self.wait("document.readyState == 'complete'")
         self.wait("!document.querySelector('script[src*=mathjax]') || window.MathJax && MathJax.startup.promise")
         self.driver.execute_async_script(
             "const done = arguments[0];Promise.resolve(window.MathJax && MathJax.startup.promise).then(() => done())"
         )
-        return self.driver
 
     def wait(self, condition: str, seconds: float = 20) -> None:
         """Wait until a JavaScript expression is true; AssertionError if it never is."""

@@ -178,6 +178,27 @@ def test_each_rule_of_the_contract_can_be_broken(case):
     assert any(message in problem for problem in contract.source_problems(GOOD.replace(old, new, 1)))
 
 
+def without_sections(text, *titles):
+    """A text without some of its ## sections."""
+    for title in titles:
+        head, _, rest = text.partition(f"## {title}\n")
+        text = head + rest[rest.index("\n## ") + 1 :]
+    return text
+
+
+def test_an_appendix_has_no_objectives_summary_nor_exercises_and_keeps_the_rest():
+    claim = '\n```{code-cell} ipython3\ncheck("a", 1, 1, 1)\n```\n\n## Further reading'
+    text = without_sections(GOOD, "What you will be able to do", "Summary", "Exercises")
+    text = text.replace("{bdg-secondary}`20-minute path`\n\n", "").replace("\n## Further reading", claim)
+    assert contract.source_problems(text, appendix=True) == []
+    assert any("must stand in this order" in problem for problem in contract.source_problems(text))
+    assert any("must stand in this order" in problem for problem in contract.source_problems(GOOD, appendix=True))
+    assert contract.source_problems(text.replace("Hardware: any", ""), appendix=True)
+    assert contract.source_problems(text.replace(claim, "\n## Further reading"), appendix=True) == [
+        "no cell checks a claim"
+    ]
+
+
 def test_code_before_the_gate_is_not_a_solution():
     moved = GOOD.replace("```{solution-start} ex-three\n:class: dropdown\n```\n", "").replace(
         "```{solution-end}\n```", "```{solution-start} ex-three\n:class: dropdown\n```\n\n```{solution-end}\n```"
@@ -266,7 +287,7 @@ def test_there_are_chapters():
 @pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_keeps_the_contract(source):
     text = source.read_text(encoding="utf-8")
-    assert contract.source_problems(text) + contract.size_problems(text) == []
+    assert contract.source_problems(text, contract.is_appendix(source)) + contract.size_problems(text) == []
 
 
 @pytest.mark.filterwarnings("default")  # the Jupyter libraries' own; what a chapter warns of is checked below

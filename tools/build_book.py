@@ -1,4 +1,7 @@
-"""Build the book's HTML from the executed chapters; fail on a warning, or if the build ran a chapter."""
+"""Build the book's HTML from the executed chapters; fail on a warning, or if the build ran a chapter.
+
+MathJax is fetched first, and the pages are mended after: see `offline_math` and `mend`.
+"""
 
 import os
 import re
@@ -6,6 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+if not __package__:  # called by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import mend, offline_math
 
 ROOT = Path(__file__).resolve().parents[1]
 CALL = "from jupyter_book.cli.main import main; main()"  # works where a console script's path has a space
@@ -21,6 +29,8 @@ def executed(log: str) -> list[str]:
 def main() -> int:
     """Build; print the path of index.html; 0 if all is well."""
     started = time.perf_counter()
+    if why := offline_math.fetch(ROOT):
+        print(f"formulas will need the network: {why}")
     command = [sys.executable, "-c", CALL, "build", ".", "--all", "-W", "-n", "--keep-going"]
     log, lines = ROOT / "_build" / "html.log", []
     log.parent.mkdir(exist_ok=True)
@@ -46,6 +56,8 @@ def main() -> int:
     if code:
         print(f"the build failed; its log is {log.relative_to(ROOT)}", file=sys.stderr)
         return 1
+    mended = mend.mend_site(ROOT / "_build" / "html")
+    print(f"mended {mended} pages")
     print(f"built in {time.perf_counter() - started:.1f} s, no warning, nothing executed:")
     print(ROOT / "_build" / "html" / "index.html")
     return 0

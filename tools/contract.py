@@ -17,6 +17,8 @@ from tools.colab.myst import Block, parse
 
 PARAMETERS = 'profile = "book"  # "smoke", "book" or "full"\ndevice = "auto"  # "auto", "cpu", "cuda" or "mps"'
 SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exercises", "Further reading")
+APPENDIX = "90_"  # an appendix is looked up, not studied: it has no objectives, no summary and no exercises
+APPENDIX_SECTIONS = ("Before you start", "Further reading")
 LONGEST_CELL = 18  # lines
 MOST_IMPORTS = 6  # of the package: one from each room that the chapter uses
 PATH = "{bdg-secondary}`20-minute path`"  # stands below the headings of what a reader in a hurry reads
@@ -27,13 +29,19 @@ GATE = re.compile(r"^`{3,}\{solution-(start|end)\}.*?^`{3,}[ ]*$", re.M | re.S)
 SLIDER = re.compile(r"""<input\b[^>]*\btype=["']?range""")
 
 
-def source_problems(text: str) -> list[str]:
-    """What the source of a chapter lacks; empty if nothing."""
+def is_appendix(source: Path) -> bool:
+    """Whether a chapter is an appendix, by its file name."""
+    return source.name.startswith(APPENDIX)
+
+
+def source_problems(text: str, appendix: bool = False) -> list[str]:
+    """What the source of a chapter, or of an appendix, lacks; empty if nothing."""
     notebook = jupytext.reads(text, fmt="md:myst")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    found = [*header_problems(text), *start_problems(code), *section_problems(prose)]
-    found += [*figure_problems(code), *exercise_problems(notebook), *prediction_problems(prose), *path_problems(prose)]
+    found = [*header_problems(text), *start_problems(code), *section_problems(prose, appendix)]
+    found += [*figure_problems(code), *prediction_problems(prose), *path_problems(prose)]
+    found += [] if appendix else exercise_problems(notebook)
     if left := re.search(r"\b(?:TODO|FIXME|XXX|RUNTIME)\b", text):
         found.append(f"something is left open: {left[0]}")
     imports = sum(len(re.findall(r"^\s*(?:from|import) smlmtut\b", cell.source, re.M)) for cell in code)
@@ -71,23 +79,25 @@ def start_problems(code: list[nbformat.NotebookNode]) -> list[str]:
     return found
 
 
-def section_problems(prose: str) -> list[str]:
+def section_problems(prose: str, appendix: bool = False) -> list[str]:
     """One title; the sections in their order; objectives; time, hardware, prerequisites; references."""
+    sections = APPENDIX_SECTIONS if appendix else SECTIONS
     plain = re.sub(r"^(`{3,}).*?^\1\s*$", "", prose, flags=re.M | re.S)
     titles = re.findall(r"^# (.+)$", plain, re.M)
     headings = re.findall(r"^## (.+?)\s*$", plain, re.M)
     found = [] if len(titles) == 1 else [f"there must be one # title, got {titles}"]
-    if [heading for heading in headings if heading in SECTIONS] != list(SECTIONS):
-        return [*found, f"the sections {SECTIONS} must stand in this order, got {headings}"]
+    if [heading for heading in headings if heading in SECTIONS] != list(sections):
+        return [*found, f"the sections {sections} must stand in this order, got {headings}"]
     bodies = dict(zip(headings, re.split(r"^## .+$", plain, flags=re.M)[1:], strict=True))
-    objectives = len(re.findall(r"^(?:[-*]|\d+\.) ", bodies[SECTIONS[0]], re.M))
-    if not 3 <= objectives <= 5:
-        found.append(f"there must be 3 to 5 objectives as a list, got {objectives}")
+    if not appendix:
+        objectives = len(re.findall(r"^(?:[-*]|\d+\.) ", bodies[SECTIONS[0]], re.M))
+        if not 3 <= objectives <= 5:
+            found.append(f"there must be 3 to 5 objectives as a list, got {objectives}")
     for words in (("time",), ("hardware",), ("prerequisites", "you need")):
-        if not any(word in bodies[SECTIONS[1]].lower() for word in words):
-            found.append(f"'{SECTIONS[1]}' does not tell the {words[0]}")
-    if "{cite" not in bodies[SECTIONS[4]]:
-        found.append(f"'{SECTIONS[4]}' cites nothing")
+        if not any(word in bodies["Before you start"].lower() for word in words):
+            found.append(f"'Before you start' does not tell the {words[0]}")
+    if "{cite" not in bodies["Further reading"]:
+        found.append("'Further reading' cites nothing")
     return found
 
 
@@ -225,7 +235,7 @@ def main() -> int:
     for name in sys.argv[1:]:
         path = Path(name)
         text = path.read_text(encoding="utf-8")
-        found = source_problems(text) + size_problems(text)
+        found = source_problems(text, is_appendix(path)) + size_problems(text)
         for problem in found:
             print(f"{name}: {problem}")
             bad = 1

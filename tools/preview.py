@@ -15,7 +15,7 @@ import yaml
 if __package__ is None:  # called by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import build_book, run_chapters
+from tools import build_book, mend, offline_math, run_chapters
 
 
 def lay_out(source: Path, site: Path) -> None:
@@ -27,6 +27,9 @@ def lay_out(source: Path, site: Path) -> None:
     shutil.copy(run_chapters.ROOT / "_config.yml", site)
     for path in run_chapters.SOURCES.glob(f"{source.stem}.*"):
         shutil.copy(path, site / "notebooks")
+    if not offline_math.fetch(run_chapters.ROOT):
+        offline_math.package(site).parent.mkdir(parents=True)
+        offline_math.package(site).symlink_to(offline_math.package(run_chapters.ROOT))
     toc = yaml.safe_load((run_chapters.ROOT / "_toc.yml").read_text(encoding="utf-8"))
     for part in toc["parts"]:
         part["chapters"] = [c for c in part["chapters"] if c["file"].startswith("book/")]
@@ -55,6 +58,7 @@ def main() -> int:
     done = subprocess.run(command, cwd=site, check=False, capture_output=True, text=True)
     told = [line for line in (done.stdout + done.stderr).splitlines() if f"{source.name}:" in line or done.returncode]
     print("\n".join(line for line in told if "WARNING" in line or done.returncode))
+    mend.mend_site(site / "_build" / "html")
     print(site / "_build" / "html" / "notebooks" / f"{source.stem}.html")
     return done.returncode
 
