@@ -184,5 +184,5 @@ def test_the_first_cell_tells_every_download_and_its_size():
     movie = {"sptnet_af647_slb.tif"}
     assert told == {
         "01": maps, "02": maps, "03": set(), "04": maps | movie, "05": set(), "06": maps | movie, "07": set(),
-        "08": set(), "09": maps,
+        "08": set(), "09": maps, "90": maps,
     }  # fmt: skip
