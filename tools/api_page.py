@@ -78,9 +78,10 @@ def plain(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: lis
         rest.pop(0)
     while rest and not rest[-1].strip():
         rest.pop()
+    first = first.replace("Eq. ", "Eq.\u2060 ")  # a joiner: the table's summary would end at the full stop
     lines[:] = [re.sub(r"([*`|_\\])", r"\\\1", first), ""]
     if rest:
-        lines += ["::", "", *(f"    {line}" for line in rest), ""]
+        lines += [".. code-block:: text", "", *(f"    {line}" for line in rest), ""]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

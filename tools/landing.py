@@ -97,7 +97,8 @@ def five(frames: Tensor, total: Tensor, table: dict[str, Tensor]) -> None:
     save(fig, "2-one-frame")
     inside = (table["u"] > 6) & (table["u"] < 26) & (table["v"] > 6) & (table["v"] < 26)
     here = int(torch.where(inside, (table["sd"] - 0.15).abs(), math.inf).argmin())  # a dim one, whose error shows
-    frame, u, v, sd = (table[name][here].item() for name in ("frame", "u", "v", "sd"))
+    frame = int(table["frame"][here])
+    u, v, sd = (float(table[name][here]) for name in ("u", "v", "sd"))
     row, column = round(v) - 5, round(u) - 5
     fig, (ax,) = axes(2.6)
     figures.show_image(ax, frames[frame, row : row + 11, column : column + 11], colorbar=False)

@@ -29,8 +29,8 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
-        if values.get("id"):
-            self.ids.append(values["id"])
+        if name := values.get("id"):
+            self.ids.append(name)
         if re.fullmatch("h[1-6]", tag):
             self.within = tag
             self.headings.append("")
