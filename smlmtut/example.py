@@ -12,7 +12,7 @@ from .imaging.psf import PSF, Emitters, expected_photons
 
 FRAME, TOP, LEFT, SIZE = 18, 16, 22, 16  # of the AF647 movie: its frame, and the window's first row and column
 # px and e⁻ of the twin: fits of chapter 4, one molecule at a time with a free width, rounded. With the width fixed at
-# SIGMA they find more light in the real window, 148 and 195.
+# SIGMA they find more light in the real window, 143 and 188.
 U, V, PHOTONS = (6.2, 10.2), (4.6, 12.0), (105.0, 170.0)
 SIGMA = 0.9  # px, the width of the movie's spots
 
