@@ -10,8 +10,8 @@ definition: TARP lets them pass. L-C2ST sees the frame, through a summary of ŷ,
 import argparse
 
 import torch
-from sbi.diagnostics.lc2st import LC2ST
-from sbi.diagnostics.tarp import _run_tarp, check_tarp
+from sbi.diagnostics.lc2st import LC2ST  # type: ignore[import-not-found]
+from sbi.diagnostics.tarp import _run_tarp, check_tarp  # type: ignore[import-not-found]
 from scipy.stats import kstest
 from torch import Tensor
 

@@ -397,8 +397,8 @@ def test_a_book_with_its_own_mathjax_needs_no_network(tmp_path, monkeypatch):
         (source / name).write_text("//", encoding="utf-8")
     config = SimpleNamespace(mathjax_path="https://cdn")
     app = SimpleNamespace(srcdir=tmp_path, outdir=target, config=config, builder=SimpleNamespace(format="html"))
-    offline_math.take_own(app, config)
-    offline_math.copy_own(app, None)
+    offline_math.take_own(app, config)  # type: ignore[arg-type]
+    offline_math.copy_own(app, None)  # type: ignore[arg-type]
     assert config.mathjax_path == "mathjax/tex-mml-chtml.js"
     assert (target / "_static" / config.mathjax_path).is_file()
     assert (target / "_static/mathjax/output/chtml/fonts/woff-v2/file.js").is_file()
