@@ -20,6 +20,7 @@ SECTIONS = ("What you will be able to do", "Before you start", "Summary", "Exerc
 APPENDIX = "90_"  # an appendix is looked up, not studied: it has no objectives, no summary and no exercises
 APPENDIX_SECTIONS = ("Before you start", "Further reading")
 LONGEST_CELL = 18  # lines
+WIDEST = 95  # characters of a line of code that fit on a page of 1280 px
 MOST_IMPORTS = 6  # of the package: one from each room that the chapter uses
 PATH = "{bdg-secondary}`20-minute path`"  # stands below the headings of what a reader in a hurry reads
 MOST_VISIBLE = 35_000  # characters of text and code that a reader meets with all boxes closed
@@ -51,6 +52,9 @@ def source_problems(text: str, appendix: bool = False) -> list[str]:
         lines, first = len(cell.source.splitlines()), cell.source.strip().partition("\n")[0]
         if lines > LONGEST_CELL:
             found.append(f"a cell has {lines} lines, more than {LONGEST_CELL}: {first!r}")
+        wide = [line for line in cell.source.splitlines() if len(line) > WIDEST]
+        if wide and not HIDDEN & set(cell.metadata.get("tags", [])):
+            found.append(f"a line of code has {len(wide[0])} characters, more than {WIDEST}: {wide[0]!r}")
         if re.search(r"^\s*[%!]", cell.source, re.M):
             found.append(f"a cell uses a magic or a shell command, which is not Python: {first!r}")
     return found
