@@ -141,7 +141,7 @@ BROKEN = {
     "no start": ("notebook.start(profile, device, seed=1)", "None", "notebook.start"),
     "no claim": ('check("three", 3, 3, 3)', "three = 3", "no cell checks a claim"),
     "long cell": ("plt.plot([1, 2]);", "plt.plot([1, 2]);\n" * 19, "a cell has 19 lines"),
-    "wide line": ("plt.plot([1, 2]);", f"plt.plot([1, 2])  # {'a' * 80}", "a line of code has 99 characters"),
+    "wide line": ("plt.plot([1, 2]);", f"plt.plot([1, 2])  # {'a' * 80}", "characters, more than 95"),
     "many imports": ("plt.plot([1, 2]);", "from smlmtut import io\n" * 7, "imported in 7 statements, more than 6"),
     "late imports": (
         "plt.plot([1, 2]);",
