@@ -19,7 +19,7 @@ from smlmtut.evaluation import against_exact, calibration, localization, proper_
 from smlmtut.imaging import blinking, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
-from smlmtut.networks import recipes
+from smlmtut.networks import conformal, emitter_set, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
 from smlmtut.networks.unet import embed_log_snr
@@ -359,7 +359,37 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         loss.backward()
         return [p.grad for p in network.parameters()]
 
+    def rival(kind: Callable[..., torch.nn.Module], seed: int = 5) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return kind(channels=(8, 8)).to(device)
+
+    def taught(kind: Callable[..., torch.nn.Module], data: Any) -> list:
+        network = rival(kind)
+        found = gradients(network, network(data))
+        if isinstance(network, rivals.SNGP):
+            network.accumulate(data)
+        return [found, network.eval().sample(y_hat, given, 2, dice())]
+
+    def ensemble() -> list:
+        together = rivals.Ensemble([rival(rivals.Gaussian), rival(rivals.Gaussian, 6)])
+        return [together(rows), together.moments(y_hat, given), together.sample(y_hat, given, 2, dice())]
+
+    def conformal_intervals() -> list:
+        mended = conformal.Conformal(rival(rivals.Gaussian)).to(device)
+        mended.calibrate([rows])
+        return [mended(rows), mended.sample(y_hat, given, 2, dice())]
+
     return {
+        "rivals.Gaussian": lambda: taught(rivals.Gaussian, rows),
+        "rivals.Quantiles": lambda: taught(rivals.Quantiles, rows),
+        "rivals.SNGP": lambda: taught(rivals.SNGP, rows),
+        "rivals.Dropout": lambda: rival(rivals.Dropout).eval().sample(y_hat, given, 2, dice()),
+        "rivals.Ensemble": ensemble,
+        "conformal.Conformal": conformal_intervals,
+        "emitter_set.EmitterSet": lambda: taught(
+            emitter_set.EmitterSet, emitter_set.draw_emitters(scene, (16, 16), phi)(2, dice())
+        ),
         "psf.Emitters.to": lambda: emitters.to(dtype=torch.float64),
         "camera.Camera.to": lambda: sensor.to(dtype=torch.float64),
         "camera.Camera.crop": lambda: sensor.crop(2, 3, (5, 6)),

@@ -176,7 +176,7 @@ def test_a_change_of_shape_in_place_is_not_computed_wrongly():
 # Their docstrings say that the result is on the CPU, or it comes from a library of the CPU.
 ON_CPU = {
     "kde.render", "spots.find_spots", "one.grid_posterior", "one.Posterior.cdf", "one.Posterior.log_density",
-    "one.Posterior.sample", "calibration.ranks", "calibration.covered", "calibration.coverage",
+    "one.Posterior.sample", "calibration.ranks", "calibration.tarp", "calibration.covered", "calibration.coverage",
     "calibration.sparsification", "proper_scores.crps", "proper_scores.energy_score", "proper_scores.crps_normal",
     "proper_scores.crps_point", "against_exact.energy_regret", "against_exact.crps_regret",
     "against_exact.log_error_bar", "against_exact.peak_counts", "against_exact.summary_vector",
@@ -223,6 +223,7 @@ ROOMS = ("imaging", "estimation", "posterior", "diffusion", "networks", "evaluat
 NOT_RUN = {
     "one.Posterior.sample": "a posterior on a grid is on the CPU, and takes a generator of the CPU",
     "against_exact.bootstrap_error": "draws frames on the CPU, whatever the statistic works on",
+    "conformal.Conformal.calibrate": "takes batches one by one, and so no tensor; conformal.Conformal of the table calls it",
     "training.train": "takes networks and makes the generators; see the tests of training",
 }
 ON_THE_GRID = ("search", "grid", "integral")  # what computes that posterior
