@@ -223,7 +223,7 @@ ROOMS = ("imaging", "estimation", "posterior", "diffusion", "networks", "evaluat
 NOT_RUN = {
     "one.Posterior.sample": "a posterior on a grid is on the CPU, and takes a generator of the CPU",
     "against_exact.bootstrap_error": "draws frames on the CPU, whatever the statistic works on",
-    "conformal.Conformal.calibrate": "takes batches one by one, and so no tensor; conformal.Conformal of the table calls it",
+    "conformal.Conformal.calibrate": "takes an iterable of batches; the table calls it, see conformal.Conformal",
     "training.train": "takes networks and makes the generators; see the tests of training",
 }
 ON_THE_GRID = ("search", "grid", "integral")  # what computes that posterior
