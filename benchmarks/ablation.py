@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import bakeoff
 from smlmtut.diffusion.schedule import NoiseSchedule
 from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import MOLECULES, STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms
@@ -176,23 +177,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--frames", type=int, default=96_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--most", type=int, help="frames of each class that are scored; none: all")
-    parser.add_argument("--json", type=Path, help="file that keeps the scores")
-    parser.add_argument("--threads", type=int, default=1)
+    bakeoff.add_arguments(parser)
     given = parser.parse_args()
     if given.command == "train":
         train(given.folder, given.only, given.seed, given.frames, given.threads)
         return
-    from benchmarks import bakeoff  # here, since training needs none of it
-
     torch.set_num_threads(given.threads)
     runs = sorted(path.parent for path in given.folder.glob("*/checkpoint.pt"))
     networks = {run.name: trained(run) for run in runs}
     methods = {name: bakeoff.diffusion(network) for name, network in networks.items() if network is not None}
-    scores = bakeoff.table(methods, given.reference, "dev", given.most)
-    print(bakeoff.printed(scores))
-    if given.json:
-        bakeoff.kept(scores, given.json)
+    bakeoff.tell(methods, given.reference, "dev", given)
 
 
 if __name__ == "__main__":

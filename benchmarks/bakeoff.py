@@ -287,20 +287,31 @@ def kept(scores: dict[str, dict[str, Scored]], path: Path) -> None:
     path.write_text(json.dumps(old, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every script that scores methods takes."""
+    parser.add_argument("--most", type=int, help="frames of each class that are scored; none: all")
+    parser.add_argument("--json", type=Path, help="file that keeps the scores")
+    parser.add_argument("--threads", type=int, default=1)
+
+
+def tell(methods: dict[str, Method], folder: Path, part: str, given: argparse.Namespace) -> None:
+    """Score the methods, print the table, and keep it where `--json` says so."""
+    scores = table(methods, folder, part, given.most)
+    print(printed(scores))
+    if given.json:
+        kept(scores, given.json)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
-    parser.add_argument("--json", type=Path, help="file that keeps the scores")
-    parser.add_argument("--threads", type=int, default=1)
+    add_arguments(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
     methods = {"cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
-    scores = table(methods, given.folder, given.part)
-    print(printed(scores))
-    if given.json:
-        kept(scores, given.json)
+    tell(methods, given.folder, given.part, given)
 
 
 if __name__ == "__main__":

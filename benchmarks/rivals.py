@@ -169,19 +169,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(RIVALS), default=list(RIVALS))
     parser.add_argument("--frames", type=int, default=96_000)
     parser.add_argument("--seed", type=int, nargs="*", default=[1])
-    parser.add_argument("--most", type=int, help="frames of each class that are scored; none: all")
-    parser.add_argument("--json", type=Path, help="file that keeps the scores")
-    parser.add_argument("--threads", type=int, default=1)
+    bakeoff.add_arguments(parser)
     given = parser.parse_args()
     if given.command == "train":
         train(given.folder, given.only, given.seed, given.frames, given.threads)
         return
     torch.set_num_threads(given.threads)
     methods = {name: method(network) for name, network in networks(given.folder).items()}
-    scores = bakeoff.table(methods, given.reference, given.part, given.most)
-    print(bakeoff.printed(scores))
-    if given.json:
-        bakeoff.kept(scores, given.json)
+    bakeoff.tell(methods, given.reference, given.part, given)
 
 
 if __name__ == "__main__":

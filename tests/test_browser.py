@@ -54,6 +54,14 @@ def test_page_opens_without_an_error_and_fits(book, page, view):
     assert book.errors() == []
 
 
+INTO_NUMBER = """
+return [...document.querySelectorAll('article div.math')].filter(e => e.checkVisibility()).filter(e => {
+  const number = e.querySelector('.eqno'), formula = e.querySelector('mjx-math');
+  return number && formula && formula.getBoundingClientRect().right > number.getBoundingClientRect().left - 2;
+}).map(e => e.id)
+"""
+
+
 @pytest.mark.parametrize("page", PAGES, scope="module")
 def test_formulas_are_set(book, page):
     driver = book.open(page)
@@ -65,6 +73,7 @@ def test_formulas_are_set(book, page):
     assert wrong == []
     assert boxes >= formulas
     assert page not in CHAPTERS or boxes > 0, "a chapter without a formula"
+    assert driver.execute_script(INTO_NUMBER) == []  # on a desktop, 1280 px wide
 
 
 @pytest.mark.parametrize("page", PAGES, scope="module")
