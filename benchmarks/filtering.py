@@ -1,0 +1,132 @@
+"""What does it buy to throw away the localizations that the samples doubt?
+
+    python benchmarks/filtering.py --json smlmtut/results/filtering.json
+
+Molecules blink on three filaments, at 3 per µm² in every frame. The localizations are the peaks of ŷ;
+samples of the diffusion model give each a probability and a standard deviation, a plain filter has its height and its
+mass. Every row is kept, so that any filter can be tried on it; truth decides which rows have a molecule.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks.reference_posteriors import PIXEL_NM, SHAPE, camera_of
+from smlmtut._random import step_generator
+from smlmtut.evaluation.localization import Points, match
+from smlmtut.evaluation.resolution import fourier_ring_correlation, tapered
+from smlmtut.imaging.camera import Camera, expose
+from smlmtut.imaging.distributions import draw
+from smlmtut.imaging.kde import render
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons, present_mask
+from smlmtut.imaging.scenes import PHOTONS
+from smlmtut.imaging.structures import draw as draw_structure
+from smlmtut.localize.samples import SamplingSettings, diffusion_sampler
+from smlmtut.localize.uncertainty import localize_with_uncertainty
+from smlmtut.networks import pretrained
+from smlmtut.networks.cddpm import ConditionalDiffusion
+
+SEED, MOLECULES, FILAMENTS, BACKGROUND = 20261202, 4000, 3, 5.0
+THRESHOLD = 0.1  # lowest peak of ŷ: low, so that there is something to filter
+TOLERANCE_NM = 100.0  # within the challenge's 250 nm there is a molecule nearly everywhere on a filament
+KEEP = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the localizations
+
+
+def movie(frames: int, density: float) -> tuple[Tensor, Camera, Emitters]:
+    """ADU (T, H, W), the camera, and the molecules that are on in each frame."""
+    generator = step_generator(SEED, 0)
+    area = torch.full((FILAMENTS,), MOLECULES / FILAMENTS / SHAPE[0] / SHAPE[1])
+    u, v, present = draw_structure("filaments", area, SHAPE, generator)
+    u, v = u[present], v[present]
+    counts = torch.poisson(torch.full((frames,), density * SHAPE[0] * SHAPE[1] * (PIXEL_NM / 1000) ** 2), generator)
+    on = present_mask(counts)
+    which = torch.randint(len(u), on.shape, generator=generator)
+    emitters = Emitters(u[which], v[which], draw(PHOTONS, on.shape, generator), on)
+    cameras, _ = camera_of(1, generator)
+    maps = (torch.as_tensor(getattr(cameras, name))[0] for name in ("gain", "offset", "read_variance"))
+    camera = Camera(*maps, integer=True, saturation=65535)
+    return expose(expected_photons(emitters, PSF(1.0), SHAPE, BACKGROUND), camera, generator), camera, emitters
+
+
+def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFrame, int]:
+    """The table with `error` in nm, NaN where a row has no molecule; and the number of molecules inside the frames."""
+    adu, camera, emitters = movie(frames, density)
+    phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
+    settings = SamplingSettings(samples, SEED)
+    blocks = localize_with_uncertainty(
+        adu.numpy(), replace(camera, integer=False), phi, diffusion_sampler(network), settings, THRESHOLD
+    )
+    table = pd.concat([rows for _, rows, _ in blocks], ignore_index=True)
+    inside = (emitters.u > -0.5) & (emitters.u < SHAPE[1] - 0.5) & (emitters.v > -0.5) & (emitters.v < SHAPE[0] - 0.5)
+    frame, place = (emitters.mask & inside).nonzero(as_tuple=True)
+    truth = Points(frame.numpy(), emitters.u[frame, place].double().numpy(), emitters.v[frame, place].double().numpy())
+    pairs = match(Points(*(table[name].to_numpy() for name in ("frame", "u", "v"))), truth, PIXEL_NM, TOLERANCE_NM)
+    error = np.full(len(table), math.nan)
+    error[pairs.found.numpy()] = PIXEL_NM * pairs.distance.numpy()
+    return table.assign(error=error), len(frame)
+
+
+def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What a localization may be judged by: the larger, the better."""
+    sd = np.hypot(table["u_sd"], table["v_sd"]).fillna(np.inf)
+    return {
+        "probability": table["probability"].to_numpy(),
+        "sd of the samples": -sd.to_numpy(),
+        "height of ŷ": table["height"].to_numpy(),
+        "mass of ŷ": -(table["mass"] - 1).abs().to_numpy(),
+    }
+
+
+def kept_scores(table: pd.DataFrame, molecules: int, kept: np.ndarray) -> dict[str, float]:
+    """Scores of the rows that a filter keeps, as a resolution too: nm at which the ring correlation falls below 1/7."""
+    some = table[kept]
+    right = int(some["error"].notna().sum())
+    halves = [
+        tapered(render(half["u"].to_numpy(), half["v"].to_numpy(), SHAPE, 16))
+        for half in (some[some["frame"] % 2 == 0], some[some["frame"] % 2 == 1])
+    ]
+    frequency, correlation, _ = fourier_ring_correlation(*halves)
+    below = (correlation < 1 / 7).nonzero()
+    first = float(frequency[below[0, 0]]) if len(below) else math.nan
+    return {
+        "precision": right / len(some),
+        "recall": right / molecules,
+        "Jaccard": right / (len(some) + molecules - right),
+        "RMSE, nm": float(np.sqrt((some["error"] ** 2).mean())),
+        "FRC, nm": PIXEL_NM / 16 / first,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--density", type=float, default=3.0, help="molecules per µm² and frame")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--json", type=Path, help="file that keeps the localizations")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    table, molecules = localizations(given.frames, given.density, given.samples)
+    rows = {}
+    for name, values in filters(table).items():
+        order = np.argsort(-values, kind="stable")
+        for share in KEEP:
+            kept = np.zeros(len(table), bool)
+            kept[order[: round(share * len(table))]] = True
+            rows[name, f"{share:.0%}"] = kept_scores(table, molecules, kept)
+    print(f"{len(table)} localizations of {molecules} molecules")
+    print(pd.DataFrame(rows).T.round(3).to_string())
+    if given.json:
+        columns = {name: [None if x != x else float(f"{x:.4g}") for x in table[name]] for name in table}
+        given.json.write_text(json.dumps({"molecules": molecules, "rows": columns}) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
