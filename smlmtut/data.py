@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import h5py
 import numpy as np
 import pooch
 
@@ -14,6 +15,9 @@ from ._files import HashMismatch
 from ._validate import choice
 
 FOLDER_VARIABLE = "SMLMTUT_DATA"
+POSTERIORS = Path(__file__).parent / "reference" / "posteriors.h5"
+POSTERIORS_SHA256 = "0"
+PARTS, KINDS = ("dev", "test"), ("lone", "pair", "sparse", "crowded")
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,30 @@ def af647_movie() -> np.ndarray:
     """
     with io.read_movie(fetch("sptnet_af647_slb.tif")) as movie:
         return movie[:]
+
+
+def reference_posteriors(part: str, kind: str) -> dict[str, np.ndarray]:
+    """Frames with draws from their exact posterior; how they were made: `smlmtut/reference/posteriors.md`.
+
+    part: "dev", for choosing a method, or "test", for judging it once. kind: "lone", "pair", "sparse" or "crowded".
+    Returns, for F frames, arrays by name. adu (F, 16, 16) uint16; gain, offset, read_variance (F, 16, 16), for Camera.
+    truth_u, truth_v, truth_photons (F, E), background, sigma (F,): of the simulation. draw_u, draw_v, draw_photons
+        (F, 64, M), draw_background, draw_sigma (F, 64): draws from p(K, u, v, N, b, σ | x); px and photo-electrons, N = 0
+        where there is no emitter. mean, sd (F, 64, 64) float16: of the KDE y, from all draws of the chains. p_inside
+        (F, K): probabilities of 0, 1, … emitters inside the frame. r_hat, size, disagreement, at_cap, attempt (F,): the
+        certificate.
+    Raises ValueError for an unknown part or kind, or one that the file does not hold; HashMismatch for a file that was
+    changed.
+    """
+    choice("part", part, PARTS)
+    choice("kind", kind, KINDS)
+    digest = hashlib.sha256(POSTERIORS.read_bytes()).hexdigest()
+    if digest != POSTERIORS_SHA256:
+        raise HashMismatch(f"{POSTERIORS} must have the SHA-256 {POSTERIORS_SHA256}, got {digest}: install the package again")
+    with h5py.File(POSTERIORS) as file:
+        if f"{part}/{kind}" not in file:
+            raise ValueError(f"part must be one that the file holds for {kind!r}, {sorted(file)}, got {part!r}")
+        return {name: values[()] for name, values in file[f"{part}/{kind}"].items()}
 
 
 def _verified(path: Path, source: Source) -> Path:

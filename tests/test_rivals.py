@@ -577,3 +577,56 @@ def test_all_rivals_see_the_same_frames(phi):
     drawn = [runs.draw_of(name, recipes.reference_scene(), phi)(2, dice(4)) for name in runs.RIVALS]
     assert len(drawn) == 5 and isinstance(drawn[4], EmitterBatch)
     assert all(torch.equal(x.estimate, drawn[4].estimate) for x in drawn)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [Gaussian, EmitterSet])
+def test_weights_come_back_as_the_same_network(kind, batch, tmp_path):
+    network = kind(**SMALL).eval()
+    with torch.no_grad():
+        for values in network.parameters():
+            values += 0.05 * torch.randn(values.shape, generator=step_generator(1, 0))
+    pretrained.save(network, tmp_path / "rival.safetensors")
+    again = pretrained.load(tmp_path / "rival.safetensors", kind=kind)
+    drawn = [x.sample(batch.estimate, batch.frame, 3, step_generator(2, 0)) for x in (network, again)]
+    torch.testing.assert_close(*drawn, rtol=1e-5, atol=1e-6)  # channels_last rounds in another order
+
+
+# -- against libraries -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [21, 40, 199])  # at 199 every rank is a whole number
+def test_conformal_factors_are_those_of_mapie(count):
+    from mapie.regression import SplitConformalRegressor
+    from sklearn.dummy import DummyRegressor
+
+    levels, rows = [0.5, 0.8, 0.95], np.zeros((count, 1))
+    residual = torch.randn(count, generator=step_generator(3, count), dtype=torch.float64)  # (y − mean) / sd
+    zero = DummyRegressor(strategy="constant", constant=0.0).fit(rows, residual.numpy())
+    peer = SplitConformalRegressor(zero, levels, prefit=True)
+    _, intervals = peer.conformalize(rows, residual.numpy()).predict_interval(rows[:1])  # (1, 2, L)
+    found = conformal_factors(residual.abs(), torch.zeros(count, dtype=torch.int64), levels)
+    np.testing.assert_allclose(intervals[0, 1], found[0], rtol=1e-12)
+    np.testing.assert_allclose(intervals[0, 0], -found[0], rtol=1e-12)
+
+
+def test_the_weights_of_sngp_are_a_gaussian_process_of_scikit_learn(batch):
+    """Bayesian linear regression on φ is a Gaussian process with the kernel φ·φ′ and the noise of each pixel."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import DotProduct
+
+    network = SNGP(4, 16, **SMALL).eval()
+    network.accumulate(batch)
+    phi, sd = network.features(batch.estimate, batch.frame)
+    chosen = torch.randperm(phi[0, 0].numel() * len(phi), generator=step_generator(4, 0))
+    rows = (rival.SCALE_AT_START * phi).detach().double().movedim(1, -1).flatten(0, -2).numpy()
+    noise = sd.detach().double().flatten().square().numpy()
+    some, other = chosen[:300].numpy(), chosen[300:340].numpy()
+    precision = np.eye(16) + (rows[some] / noise[some, None]).T @ rows[some]
+    targets = rows[some] @ np.linspace(-1, 1, 16)
+    peer = GaussianProcessRegressor(DotProduct(0, "fixed"), alpha=noise[some], optimizer=None).fit(rows[some], targets)
+    _, covariance = peer.predict(rows[other], return_cov=True)
+    ours = rows[other] @ np.linalg.inv(precision) @ rows[other].T
+    np.testing.assert_allclose(ours, covariance, rtol=1e-4, atol=1e-9)
+    # and `accumulate` makes this precision of all its pixels
+    all_pixels = np.eye(16) + (rows / noise[:, None]).T @ rows
+    np.testing.assert_allclose(network.precision.numpy(), all_pixels, rtol=1e-4)

@@ -13,6 +13,8 @@ from .._files import HashMismatch, TruncatedFile, replacing, with_suffix
 from .._validate import choice, device_here, finite, shown
 from .cddpm import ConditionalDiffusion
 from .deepstorm import DeepSTORM
+from .emitter_set import EmitterSet
+from .rivals import Gaussian
 
 FOLDER = Path(__file__).parents[1] / "weights"
 SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
@@ -23,8 +25,8 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
 
 SUFFIX = ".safetensors"
 KEY = "smlmtut"  # of the file's metadata: one JSON text, so that equal networks give equal bytes
-CLASSES = {"DeepSTORM": DeepSTORM, "ConditionalDiffusion": ConditionalDiffusion}
-Network = TypeVar("Network", DeepSTORM, ConditionalDiffusion)
+CLASSES = {kind.__name__: kind for kind in (DeepSTORM, ConditionalDiffusion, Gaussian, EmitterSet)}
+Network = TypeVar("Network", DeepSTORM, ConditionalDiffusion, Gaussian, EmitterSet)
 PICKLES = (b"PK\x03\x04", b"\x80")  # the first bytes of files of torch.save, now and formerly
 RENAMED = {  # modules: name in older files, the shipped ones included, and name today
     "read": "reader", "level": "time_embedding", "told": "time_proj", "before": "encoder", "inner": "middle",
@@ -37,7 +39,7 @@ class ArchitectureMismatch(ValueError):
 
 
 def save(
-    network: DeepSTORM | ConditionalDiffusion,
+    network: DeepSTORM | ConditionalDiffusion | Gaussian | EmitterSet,
     path: str | Path,
     metadata: dict[str, Any] | None = None,
 ) -> str:

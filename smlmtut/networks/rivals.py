@@ -31,6 +31,7 @@ class Rival(nn.Module):
 
     def __init__(self, outputs: int, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
         super().__init__()
+        self.architecture = {"channels": list(channels), "blocks": blocks}
         self.unet = UNet(4 + FEATURES, outputs, channels, blocks)
 
     def read(self, estimate: Tensor, frame: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def independent(mean: Tensor, sd: Tensor, generator: torch.Generator) -> Tensor:
 class Gaussian(Rival):
     """A mean and a standard deviation for each pixel (Nix & Weigend 1994)."""
 
-    def __init__(self, outputs: int = 2, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
+    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1, outputs: int = 2) -> None:
         super().__init__(outputs, channels, blocks)
 
     def moments(self, estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ class Dropout(Gaussian):
     """
 
     def __init__(self, rate: float = 0.1, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(2, channels, blocks)
+        super().__init__(channels, blocks)
         self.rate = between("rate", float(rate), 0, 0.9)
         self.dice: torch.Generator | None = None  # of the masks, while it samples
         for block in residual_blocks(self.unet):
@@ -225,7 +226,7 @@ class SNGP(Gaussian):
     def __init__(
         self, hidden: int = 16, waves: int = 128, channels: tuple[int, int] = (32, 64), blocks: int = 1
     ) -> None:
-        super().__init__(whole("hidden", hidden) + 1, channels, blocks)
+        super().__init__(channels, blocks, whole("hidden", hidden) + 1)
         self.unet.head.reset_parameters()  # the same features in every pixel, as with its zeros, would stay the same
         for block in residual_blocks(self.unet):
             spectral_norm(block.conv1[2])
