@@ -333,7 +333,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
-    parser.add_argument("--temper", action="store_true", help="the shipped model with a spread that is mended afterwards")
+    parser.add_argument(
+        "--temper", action="store_true", help="the shipped model with a spread that is mended afterwards"
+    )
     add_arguments(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -194,7 +194,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--frames", type=int, default=60, help="of each kind")
     parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument("--rivals", type=Path, help="folder of trained rivals: adds their scores to those that --json holds")
+    parser.add_argument(
+        "--rivals", type=Path, help="folder of trained rivals: adds their scores to those that --json holds"
+    )
     parser.add_argument("--json", type=Path, help="file that keeps the scores of all frames")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -213,7 +215,9 @@ def main() -> None:
             found[name] = scores(pair, phi, network, given.samples, SEED + k)
         print(name, {key: f"{float(value.median()):.3g}" for key, value in found[name].items()}, flush=True)
     areas = {
-        odd: {score: "{:.2f} ± {:.2f}".format(*auroc(found["ordinary"][score], values)) for score, values in row.items()}
+        odd: {
+            score: "{:.2f} ± {:.2f}".format(*auroc(found["ordinary"][score], values)) for score, values in row.items()
+        }
         for odd, row in found.items()
         if odd != "ordinary"
     }

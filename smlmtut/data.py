@@ -153,7 +153,9 @@ def reference_posteriors(part: str, kind: str) -> dict[str, np.ndarray]:
     choice("kind", kind, KINDS)
     digest = hashlib.sha256(POSTERIORS.read_bytes()).hexdigest()
     if digest != POSTERIORS_SHA256:
-        raise HashMismatch(f"{POSTERIORS} must have the SHA-256 {POSTERIORS_SHA256}, got {digest}: install the package again")
+        raise HashMismatch(
+            f"{POSTERIORS} must have the SHA-256 {POSTERIORS_SHA256}, got {digest}: install the package again"
+        )
     with h5py.File(POSTERIORS) as file:
         if f"{part}/{kind}" not in file:
             raise ValueError(f"part must be one that the file holds for {kind!r}, {sorted(file)}, got {part!r}")

@@ -557,6 +557,21 @@ def test_fp16_scales_its_loss_and_resumes(tmp_path):
     assert [s.step for s in rest] == list(range(7, 13)) and math.isfinite(rest[-1].loss)
 
 
+def test_fp16_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="precision must be 'no', 'bf16' or 'auto' on a CPU, got 'fp16'"):
+        next(train(Tiny(), draw, loss, replace(SETTINGS, precision="fp16"), device="cpu"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    first = train(Tiny(), draw, loss, SETTINGS, tmp_path, "cpu")
+    with contextlib.closing(first):  # type: ignore[type-var]
+        next(first)
+        with pytest.raises(ValueError, match=r"checkpoint.pt is being written by process \d+"):
+            next(train(Tiny(), draw, loss, SETTINGS, tmp_path, "cpu"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "loss.csv"]
+    assert [s.step for s in train(Tiny(), draw, loss, SETTINGS, tmp_path, "cpu")][0] == 2
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match="device must be 'auto' or 'cpu' or what is there, .*, got cuda"):

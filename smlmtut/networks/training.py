@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from accelerate.utils import concatenate
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .._files import held
 from .._random import step_generator
 from .checkpoint import Checkpoint
 from .precision import best_precision
@@ -63,6 +65,7 @@ def train(
     process, so a network with dropout depends on the number of processes.
     Raises CheckpointMismatch (a ValueError) where the run in the folder had other settings or another network;
     ValueError where the shards are not a multiple of the processes, or for a device that is not available;
+    FileInUse (a ValueError) where another run is training in the folder;
     FloatingPointError where the loss or its gradient is not finite, after keeping the last good step.
     """
     accelerator = _accelerator(device, settings.precision)
@@ -82,31 +85,35 @@ def train(
         accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None
     )
     model, optimizer = accelerator.prepare(network, optimizer)
-    done = checkpoint.resume()
-    first, began, torn = done, time.perf_counter(), False
-    try:
-        while done < settings.steps:
-            batch = _batch(draw, settings, shards, own, done, accelerator.device)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate(done)
-            number, norm = _backward(accelerator, model, loss, batch, settings.clip, done + 1)
-            torn = True
-            optimizer.step()
-            optimizer.zero_grad()
-            update_average(average, network, min(settings.ema, (done + 1) / (done + 10)))
-            done += 1
-            checkpoint.note(done, number, norm)
-            torn = False
-            speed = (done - first) / (time.perf_counter() - began)  # steps a second
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                checkpoint.save(done)
-            left = (settings.steps - done) / speed
-            yield State(done, number, settings.rate(done - 1), norm, speed * settings.batch, left, average)
-    finally:
-        if not torn:  # an interrupt during the update leaves weights that belong to no step
-            for moved, kept in zip(network.buffers(), average.buffers(), strict=True):
-                moved.copy_(kept)  # a step that failed halfway has changed the statistics of BatchNorm
-            checkpoint.save(done)  # does nothing where that step is saved already
+    place = Path(folder) / "checkpoint.pt" if folder and accelerator.is_main_process else None
+    if place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with held(place) if place else nullcontext():
+        done = checkpoint.resume()
+        first, began, torn = done, time.perf_counter(), False
+        try:
+            while done < settings.steps:
+                batch = _batch(draw, settings, shards, own, done, accelerator.device)
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.rate(done)
+                number, norm = _backward(accelerator, model, loss, batch, settings.clip, done + 1)
+                torn = True
+                optimizer.step()
+                optimizer.zero_grad()
+                update_average(average, network, min(settings.ema, (done + 1) / (done + 10)))
+                done += 1
+                checkpoint.note(done, number, norm)
+                torn = False
+                speed = (done - first) / (time.perf_counter() - began)  # steps a second
+                if done % settings.checkpoint_every == 0 or done == settings.steps:
+                    checkpoint.save(done)
+                left = (settings.steps - done) / speed
+                yield State(done, number, settings.rate(done - 1), norm, speed * settings.batch, left, average)
+        finally:
+            if not torn:  # an interrupt during the update leaves weights that belong to no step
+                for moved, kept in zip(network.buffers(), average.buffers(), strict=True):
+                    moved.copy_(kept)  # a step that failed halfway has changed the statistics of BatchNorm
+                checkpoint.save(done)  # does nothing where that step is saved already
 
 
 def follow(states: Iterator[State], settings: TrainingSettings, title: str = "training") -> Iterator[State]:
@@ -164,6 +171,8 @@ def _accelerator(device: str | torch.device, precision: str) -> Accelerator:
     if precision == "auto":
         precision = best_precision(PartialState(cpu=only_cpu).device)  # type: ignore[arg-type]
     accelerator = Accelerator(mixed_precision=precision, cpu=only_cpu)
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32 and say nothing
+        raise ValueError(f"precision must be 'no', 'bf16' or 'auto' on a CPU, got {precision!r}")
     if str(device) != "auto" and torch.device(device).type != accelerator.device.type:
         raise ValueError(f"device must be 'auto' or 'cpu' or what is there, {accelerator.device.type}, got {device}")
     return accelerator
