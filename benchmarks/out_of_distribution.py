@@ -122,7 +122,7 @@ ODD: dict[str, Callable[[int, torch.Generator], Pair]] = {
 
 
 def misfit(x: Tensor, variance: Tensor, images: Tensor, height: float) -> Tensor:
-    """Mean deviance of a frame's inner pixels under the peaks of each image (S, 1, 4H, 4W), fitted in brightness: (S,)."""
+    """Mean deviance of a frame's inner pixels under the peaks of each image (S, 1, 4H, 4W), brightness fitted: (S,)."""
     inner = (slice(BORDER, -BORDER),) * 2
     peaks, camera, out = to_coordinates(images, 4, 1.0, height), Camera(read_variance=variance), []
     for s in range(len(images)):

@@ -143,9 +143,9 @@ def reference_posteriors(part: str, kind: str) -> dict[str, np.ndarray]:
     Returns, for F frames, arrays by name. adu (F, 16, 16) uint16; gain, offset, read_variance (F, 16, 16), for Camera.
     truth_u, truth_v, truth_photons (F, E), background, sigma (F,): of the simulation. draw_u, draw_v, draw_photons
         (F, 64, M), draw_background, draw_sigma (F, 64): draws from p(K, u, v, N, b, σ | x); px and photo-electrons, N
-        = 0 where there is no emitter. mean, sd (F, 64, 64) float16: of the KDE y, from all draws of the chains. p_inside
-        (F, K): probabilities of 0, 1, … emitters inside the frame. r_hat, size, disagreement, at_cap, attempt (F,): the
-        certificate.
+        = 0 where there is no emitter. mean, sd (F, 64, 64) float16: of the KDE y, from all draws of the chains.
+    p_inside (F, K): probabilities of 0, 1, … emitters inside the frame.
+    r_hat, size, disagreement, at_cap, attempt (F,): the certificate.
     Raises ValueError for an unknown part or kind, or one that the file does not hold; HashMismatch for a file that was
     changed.
     """
