@@ -29,6 +29,7 @@ from smlmtut.networks.checkpoint import read_average
 from smlmtut.networks.conformal import Conformal
 from smlmtut.networks.deepstorm import DeepSTORM
 from smlmtut.networks.emitter_set import EmitterSet, draw_emitters
+from smlmtut.networks.engression import Engression
 from smlmtut.networks.precision import AUTOCAST, best_precision
 from smlmtut.networks.rivals import SNGP, Dropout, Ensemble, Gaussian, Quantiles, Rival
 from smlmtut.networks.settings import Draw, TrainingSettings
@@ -39,6 +40,7 @@ RIVALS: dict[str, Callable[[], Rival]] = {
     "dropout": Dropout,
     "sngp": SNGP,
     "set": EmitterSet,
+    "engression": Engression,
 }
 MEMBERS = 5
 HELD_OUT = 3100  # seed of the conformal frames; those of the runs are 2100 and the seed of the run
@@ -77,7 +79,7 @@ def train(folder: Path, names: list[str], seeds: list[int], frames: int, threads
                 made(name, seed),
             )
             draw = draw_of(name, scene, phi)
-            torch.manual_seed(seed)  # of the masks of dropout
+            torch.manual_seed(seed)  # of the masks of dropout and the noise of engression
             for state in training.train(network, draw, recipes.diffusion_loss, settings, place, "cpu"):
                 if state.step % 500 == 0:
                     speed = f"{state.samples_per_second:.0f} frames/s"

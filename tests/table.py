@@ -19,7 +19,7 @@ from smlmtut.evaluation import against_exact, calibration, localization, proper_
 from smlmtut.imaging import blinking, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
-from smlmtut.networks import conformal, emitter_set, recipes, rivals
+from smlmtut.networks import conformal, emitter_set, engression, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
 from smlmtut.networks.unet import embed_log_snr
@@ -385,6 +385,7 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "rivals.Quantiles": lambda: taught(rivals.Quantiles, rows),
         "rivals.SNGP": lambda: taught(rivals.SNGP, rows),
         "rivals.Dropout": lambda: rival(rivals.Dropout).eval().sample(y_hat, given, 2, dice()),
+        "engression.Engression": lambda: rival(engression.Engression).eval().sample(y_hat, given, 2, dice()),
         "rivals.Ensemble": ensemble,
         "conformal.Conformal": conformal_intervals,
         "emitter_set.EmitterSet": lambda: taught(

@@ -12,9 +12,10 @@ from scipy import stats
 from benchmarks import bakeoff
 from benchmarks import rivals as runs
 from smlmtut._random import step_generator
+from smlmtut.evaluation import energy_score
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
-from smlmtut.networks import pretrained, recipes
+from smlmtut.networks import engression, pretrained, recipes
 from smlmtut.networks import rivals as rival
 from smlmtut.networks.cddpm import DiffusionBatch, pixel_weight
 from smlmtut.networks.conformal import Conformal, conformal_factors
@@ -26,6 +27,7 @@ from smlmtut.networks.emitter_set import (
     draw_emitters,
     set_log_density,
 )
+from smlmtut.networks.engression import Engression, windowed_energy
 from smlmtut.networks.rivals import SNGP, Dropout, Ensemble, Gaussian, Quantiles
 from smlmtut.networks.unet import UNet
 
@@ -58,6 +60,7 @@ MAKE = {
     "dropout": lambda: Dropout(**SMALL),
     "sngp": lambda: SNGP(4, 16, **SMALL),
     "set": lambda: EmitterSet(**SMALL),
+    "engression": lambda: Engression(**SMALL),
 }
 
 
@@ -118,7 +121,7 @@ def test_in_low_precision_the_results_stay_in_float32(name, batch):
         loss = network(batch)
         drawn = network.eval().sample(batch.estimate, batch.frame, 2, dice())
     loss.backward()
-    exact = made(name).train()(batch) if name != "dropout" else loss
+    exact = made(name).train()(batch) if name not in ("dropout", "engression") else loss  # which draw
     assert loss.dtype == drawn.dtype == torch.float32 and bool(drawn.isfinite().all())
     assert loss.item() == pytest.approx(exact.item(), rel=0.03, abs=0.01)
 
@@ -467,6 +470,52 @@ def test_a_set_draws_bernoulli_emitters_at_gaussian_places(batch, monkeypatch):
     near = (slice(35, 41), slice(15, 21))
     error = drawn[:, *near].std(0) / 1500**0.5
     assert bool(((drawn[:, *near].mean(0) - expected[near]).abs() < 5 * error + 1e-6).all())
+
+
+# -- engression ----------------------------------------------------------------------------------------------------
+
+
+def test_the_windowed_energy_is_that_of_its_largest_window(monkeypatch):
+    """With one window as large as the image it is the energy score over the root of the number of pixels."""
+    monkeypatch.setattr(engression, "WINDOWS", (64,))
+    monkeypatch.setattr(engression, "SOFT", 0.0)
+    x, y, truth = normal(3, 1, 16, 16), normal(3, 1, 16, 16, seed=2), normal(3, 1, 16, 16, seed=3)
+    theirs = energy_score(torch.cat([x, y], 1), truth[:, 0])  # fair, of two draws
+    torch.testing.assert_close(windowed_energy(x, y, truth), theirs / 16)
+
+
+def test_the_windowed_energy_prefers_what_pixels_have_in_common():
+    """Truth: one sign for the whole image. Draws with one sign score better than those with a sign for each pixel."""
+    many = 20_000
+    sign = lambda *shape, seed: normal(*shape, seed=seed).sign()  # noqa: E731
+    truth = sign(many, 1, 1, 1, seed=1).expand(-1, 1, 4, 4)
+    joint = [sign(many, 1, 1, 1, seed=s).expand(-1, 1, 4, 4) for s in (2, 3)]
+    apart = [sign(many, 1, 4, 4, seed=s) for s in (4, 5)]
+    small = [0.8 * x for x in joint]
+    best, *others = (windowed_energy(*x, truth) for x in (joint, apart, small))
+    for other in others:
+        gap = other - best
+        assert gap.mean() > 5 * gap.std() / many**0.5
+
+
+def test_engression_finds_a_posterior_of_two_places():
+    """y is 1 in the left or the right half, whatever is seen. The mean is ½ everywhere; no draw may look like it."""
+    torch.manual_seed(0)
+    network = Engression((8, 16))
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    zero, frame = torch.zeros(16, 1, 8, 8), torch.zeros(16, 2, 2, 2)
+    left = (torch.arange(8) < 4).float()
+    for step in range(700):
+        which = (torch.rand(16, 1, 1, 1, generator=dice(step)) < 0.5).float()
+        y = (which * left + (1 - which) * (1 - left)).expand(-1, 1, 8, 8)
+        optimizer.zero_grad()
+        network(DiffusionBatch(y, zero, frame, torch.ones(16), torch.ones(16), zero)).backward()
+        optimizer.step()
+    drawn = network.eval().sample(zero[:1], frame[:1], 200, dice(7))[0]
+    halves = torch.stack([drawn[..., :4].mean((1, 2)), drawn[..., 4:].mean((1, 2))], 1)
+    assert (halves.sum(1) - 1).abs().mean() < 0.15  # one of the two, not both and not none
+    assert 0.3 < (halves[:, 0] > 0.5).float().mean() < 0.7
+    assert (halves - 0.5).abs().mean() > 0.35
 
 
 # -- conformal -----------------------------------------------------------------------------------------------------

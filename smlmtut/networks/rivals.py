@@ -4,7 +4,8 @@ All see what the diffusion model sees, [x, ŷ], and what its `Reader` computes o
 given, and the noise level of the U-Net is held at one value. A rival has two faces: `forward(batch)` is its loss,
 `sample(estimate, frame, samples, generator)` draws images (B, S, fH, fW), float32. The rivals here describe each pixel
 by itself and draw the pixels independently of each other; only what members, masks or weights change is common to a
-whole image. `emitter_set` draws emitters and not pixels; `conformal` corrects the intervals of a rival.
+whole image. `emitter_set` draws emitters and not pixels, `engression` whole images in one call; `conformal` corrects
+the intervals of a rival.
 """
 
 import math
@@ -25,14 +26,17 @@ LEVELS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 
 
 
 class Rival(nn.Module):
-    """The trunk that all share. outputs: its images. channels, blocks: as in ConditionalDiffusion."""
+    """The trunk that all share.
+
+    outputs: its images. channels, blocks: as in ConditionalDiffusion. more: images that it takes beside the condition.
+    """
 
     frame, factor = True, ConditionalDiffusion.factor  # what `condition` asks for
 
-    def __init__(self, outputs: int, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
+    def __init__(self, outputs: int, channels: tuple[int, int] = (32, 64), blocks: int = 1, more: int = 0) -> None:
         super().__init__()
         self.architecture = {"channels": list(channels), "blocks": blocks}
-        self.unet = UNet(4 + FEATURES, outputs, channels, blocks)
+        self.unet = UNet(4 + FEATURES + more, outputs, channels, blocks)
 
     def read(self, estimate: Tensor, frame: Tensor) -> Tensor:
         """The trunk's images, (B, outputs, fH, fW) float32, of ŷ (B, 1, fH, fW) and `frame_input` (B, 2, H, W).

@@ -1,0 +1,80 @@
+"""A network that turns noise into draws of y in one call, trained by the energy score itself.
+
+Shen & Meinshausen 2025 (J. R. Stat. Soc. B, engression), Pacchiardi 2024 (J. Mach. Learn. Res. 25:45). No steps and no
+levels: two draws for each frame, and the score that judges draws, E‖X − y‖ − ½ E‖X − X′‖, least for the posterior.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._validate import whole
+from .cddpm import ConditionalDiffusion, DiffusionBatch
+from .rivals import Rival, frame_weight
+from .whitening import SCALE_AT_START, width_features
+
+WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
+SOFT = 1e-3  # a distance is √(rms² + SOFT²), whose slope is finite at 0; a score with it is proper as well
+
+
+class Engression(Rival):
+    """ŷ + s · U-Net(noise, condition), with one image of noise for each draw, seen in blocks of all sizes."""
+
+    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
+        super().__init__(1, channels, blocks, more=1 + len(WINDOWS))
+
+    def draw(self, estimate: Tensor, frame: Tensor, noise: Tensor) -> Tensor:
+        """A draw for each image of noise, (B, 1, fH, fW) both."""
+        condition = ConditionalDiffusion.condition(self, estimate, frame)  # type: ignore[arg-type]
+        images = torch.cat([condition, width_features(estimate), noise, blocks(noise)], 1)
+        return estimate + SCALE_AT_START * self.unet(images, estimate.new_zeros(len(estimate))).float()
+
+    def forward(self, batch: DiffusionBatch) -> Tensor:
+        """The energy score of two draws, `windowed_energy`, weighted by `frame_weight`: ().
+
+        Their noise is from the global random state, as dropout's is.
+        """
+        draws = [self.draw(batch.estimate, batch.frame, torch.randn_like(batch.kde)) for _ in range(2)]
+        score = windowed_energy(draws[0], draws[1], batch.kde)
+        return (frame_weight(batch.estimate)[:, 0, 0, 0] * score).mean() / SCALE_AT_START
+
+    @torch.no_grad()
+    def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+        """(B, S, fH, fW), one call of the U-Net for each. Raises ValueError as `read` does, or for samples below 1."""
+        shape, device = estimate.shape, estimate.device
+        found = [
+            self.draw(estimate, frame, torch.randn(shape, generator=generator, device=device))
+            for _ in range(whole("samples", samples))
+        ]
+        return torch.cat(found, 1)
+
+
+def blocks(noise: Tensor) -> Tensor:
+    """Sums of noise over blocks of WINDOWS, standard normal as well: (B, 1, H, W) to (B, len(WINDOWS), H, W).
+
+    What a draw decides for a molecule or for the whole frame, such as whether there is one, needs a number that all
+    pixels concerned have in common.
+    """
+    found = []
+    for side in WINDOWS:
+        size = (min(side, noise.shape[2]), min(side, noise.shape[3]))
+        coarse = F.avg_pool2d(noise, size, ceil_mode=True) * (size[0] * size[1]) ** 0.5
+        fine = coarse.repeat_interleave(size[0], 2).repeat_interleave(size[1], 3)
+        found.append(fine[:, :, : noise.shape[2], : noise.shape[3]])
+    return torch.cat(found, 1)
+
+
+def windowed_energy(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
+    """½ (‖X − y‖ + ‖X′ − y‖ − ‖X − X′‖) with the rms over windows as the norm, averaged over windows and WINDOWS: (B,).
+
+    All (B, 1, H, W). A sum of energy scores of parts is proper, and only the posterior is best in the largest one; the
+    small ones tell where in the image a draw is wrong. Windows overlap by half, and are as large as the image at most.
+    """
+    pairs = torch.cat([first - truth, second - truth, first - second], 1).square()  # (B, 3, H, W)
+    sign = pairs.new_tensor([0.5, 0.5, -0.5])
+    total = pairs.new_zeros(len(pairs))
+    for side in WINDOWS:
+        size = (min(side, pairs.shape[2]), min(side, pairs.shape[3]))
+        distance = (F.avg_pool2d(pairs, size, (max(1, size[0] // 2), max(1, size[1] // 2))) + SOFT**2).sqrt()
+        total = total + (distance.mean((2, 3)) * sign).sum(1)
+    return total / len(WINDOWS)
