@@ -15,7 +15,7 @@ from smlmtut.diffusion.gaussian_mixture import GaussianMixture
 from smlmtut.diffusion.samplers import sample
 from smlmtut.diffusion.schedule import from_log_snr, log_snr
 from smlmtut.estimation import closed_forms, fisher, fit, likelihood, spots
-from smlmtut.evaluation import against_exact, calibration, localization, proper_scores
+from smlmtut.evaluation import against_exact, calibration, localization, proper_scores, resolution
 from smlmtut.imaging import blinking, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
@@ -273,6 +273,12 @@ def table(device: str = "cpu") -> list[Row]:
     row("proper_scores.crps_point", proper_scores.crps_point, {"estimate": mean, "truth": truth}, anything=("truth",))
     kdes, numbers = some(2, 5, 8, 8), tensor([[0, 1, 1], [2, 1, 0]])
     two_kinds = {"samples": samples, "exact": some(2, 5, 4, low=0)}
+    row(
+        "resolution.fourier_ring_correlation",
+        resolution.fourier_ring_correlation,
+        {"first": some(8, 8), "second": noise[:8, :8]},
+    )
+    row("resolution.tapered", resolution.tapered, {"image": some(8, 8)})
     row("against_exact.energy_regret", against_exact.energy_regret, two_kinds)
     row(
         "against_exact.crps_regret",
@@ -375,6 +381,11 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         together = rivals.Ensemble([rival(rivals.Gaussian), rival(rivals.Gaussian, 6)])
         return [together(rows), together.moments(y_hat, given), together.sample(y_hat, given, 2, dice())]
 
+    def one_call() -> list:
+        network = rival(engression.Engression)
+        learns = [x is not None for x in gradients(network, network(rows))]  # which noise it draws is not the same
+        return [torch.tensor(learns, device=device), network.eval().sample(y_hat, given, 2, dice())]
+
     def conformal_intervals() -> list:
         mended = conformal.Conformal(rival(rivals.Gaussian)).to(device)
         mended.calibrate([rows])
@@ -385,7 +396,8 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "rivals.Quantiles": lambda: taught(rivals.Quantiles, rows),
         "rivals.SNGP": lambda: taught(rivals.SNGP, rows),
         "rivals.Dropout": lambda: rival(rivals.Dropout).eval().sample(y_hat, given, 2, dice()),
-        "engression.Engression": lambda: rival(engression.Engression).eval().sample(y_hat, given, 2, dice()),
+        "engression.Engression": one_call,
+        "engression.windowed_energy": lambda: engression.windowed_energy(y_hat, y_hat.flip(0), batch.target()),
         "rivals.Ensemble": ensemble,
         "conformal.Conformal": conformal_intervals,
         "emitter_set.EmitterSet": lambda: taught(

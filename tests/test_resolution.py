@@ -60,3 +60,11 @@ def test_images_of_two_sizes_are_refused() -> None:
 def test_tapered_keeps_the_middle_and_ends_at_zero() -> None:
     faded = tapered(torch.ones(41, 41, dtype=torch.float64))
     assert faded[20, 20] == 1 and faded[0].abs().max() == 0 and faded[:, -1].abs().max() < 1e-12
+
+
+def test_bad_tapers_are_named() -> None:
+    for share in (0.0, 0.6):
+        with pytest.raises(ValueError, match="share must be"):
+            tapered(torch.ones(8, 8), share)
+    with pytest.raises(ValueError, match=r"image must be square, got \(8, 9\)"):
+        tapered(torch.ones(8, 9))
