@@ -158,9 +158,11 @@ class Bank:
 
 
 def significant(value: float, digits: int) -> str:
-    """A number rounded to so many significant digits, without an exponent."""
+    """A number rounded to so many significant digits, without an exponent; a whole number as it is."""
+    if value == int(value):
+        return str(int(value))
     value = float(f"{value:.{digits - 1}e}")
-    places = 0 if value == 0 else digits - 1 - math.floor(math.log10(abs(value)))
+    places = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{value:.{max(0, places)}f}"
 
 
