@@ -17,7 +17,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test fakegpu gpu lint format colab colab-check browser serve clean distclean
+.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -44,6 +44,9 @@ gpu: $(READY)  ## every chapter and benchmark on this machine's GPU, into gpu-re
 
 browser: $(READY)  ## test the built book in Chromium (after `make book`)
 	$(PY) -m pytest -m browser tests/test_browser.py
+
+questions: $(READY)  ## write the question bank for Moodle, Canvas and Jupyter, and the chapters' self-tests
+	$(PY) -m tools.questions --output _build/questions --chapters
 
 colab: $(READY)  ## write the Colab edition, notebooks/*.ipynb
 	$(PY) -m tools.colab
