@@ -196,8 +196,13 @@ def classifiers() -> list:
     """The two of score 7, of which the better one counts."""
     from sklearn.ensemble import HistGradientBoostingClassifier  # here: only this score needs it
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    return [LogisticRegression(max_iter=1000), HistGradientBoostingClassifier(max_iter=50, random_state=0)]
+    return [
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        HistGradientBoostingClassifier(max_iter=50, random_state=0),
+    ]
 
 
 def prior_part(phi: DeepSTORM, count: int = PRIOR_FRAMES, seed: int = PRIOR_SEED) -> Frames:
