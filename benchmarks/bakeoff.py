@@ -40,6 +40,7 @@ TEMPER_FRAMES, TEMPER_SEED = 60, 20261203  # of the part on which a spread is me
 FACTORS = [0.5 + 0.05 * k for k in range(31)]  # that are tried
 AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is reported
 FRAMES_AT_ONCE = 8
+CLASSES_ASKED = (*KINDS, "prior")
 
 
 @dataclass(frozen=True)
@@ -270,10 +271,12 @@ def references(frames: Frames, kind: str) -> dict[str, Scored]:
     return found | {"ŷ as a point": ({"energy regret": energy.relative(), "energy regret ±": energy.error()}, {})}
 
 
-def table(methods: dict[str, Method], folder: Path, part: str, most: int | None = None) -> dict[str, dict[str, Scored]]:
+def table(
+    methods: dict[str, Method], folder: Path, part: str, most: int | None = None, kinds: tuple[str, ...] = CLASSES_ASKED
+) -> dict[str, dict[str, Scored]]:
     """Class → method → scores. most: None takes all frames of a class, a number the first of them."""
     phi, found = pretrained.load(), {}
-    for kind in (*KINDS, "prior"):
+    for kind in kinds:
         frames = prior_part(phi) if kind == "prior" else read_class(folder, part, kind, phi)
         if frames is None:
             continue
@@ -322,13 +325,14 @@ def kept(scores: dict[str, dict[str, Scored]], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every script that scores methods takes."""
     parser.add_argument("--most", type=int, help="frames of each class that are scored; none: all")
+    parser.add_argument("--kinds", nargs="*", choices=CLASSES_ASKED, default=CLASSES_ASKED)
     parser.add_argument("--json", type=Path, help="file that keeps the scores")
     parser.add_argument("--threads", type=int, default=1)
 
 
 def tell(methods: dict[str, Method], folder: Path, part: str, given: argparse.Namespace) -> None:
     """Score the methods, print the table, and keep it where `--json` says so."""
-    scores = table(methods, folder, part, given.most)
+    scores = table(methods, folder, part, given.most, tuple(given.kinds))
     print(printed(scores))
     if given.json:
         kept(scores, given.json)
