@@ -83,8 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--output", type=Path, default=Path("smlmtut/reference/posteriors.h5"))
+    parser.add_argument("--parts", nargs="*", choices=["dev", "test"], default=["dev", "test"])
     given = parser.parse_args()
-    collect(given.folder, given.output)
+    collect(given.folder, given.output, tuple(given.parts))
     content = given.output.read_bytes()
     print(f"{given.output}: {len(content) / 1e6:.2f} MB, SHA-256 {hashlib.sha256(content).hexdigest()}")
 

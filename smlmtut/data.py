@@ -16,7 +16,7 @@ from ._validate import choice
 
 FOLDER_VARIABLE = "SMLMTUT_DATA"
 POSTERIORS = Path(__file__).parent / "reference" / "posteriors.h5"
-POSTERIORS_SHA256 = "0"
+POSTERIORS_SHA256 = "aa0857470739e833a7dd625054ddf4b3ea7000060ea8557d53fa78fb2550b81c"
 PARTS, KINDS = ("dev", "test"), ("lone", "pair", "sparse", "crowded")
 
 

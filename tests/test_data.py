@@ -8,8 +8,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 
 from smlmtut import data
+from smlmtut._files import HashMismatch
+from smlmtut.imaging.camera import Camera, to_photoelectrons
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 
 TOY = b"the bytes of a small file\n"
 
@@ -147,3 +152,47 @@ def test_real_movie_has_the_range_its_description_states():
     assert movie.shape == (30, 64, 64) and movie.dtype == np.float32
     # within half a unit of the last digit that is stated
     np.testing.assert_allclose([movie.min(), movie.max(), movie.mean()], [-19.6, 49.8, 3.5], rtol=0, atol=0.05)
+
+
+# -- exact posteriors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", data.KINDS)
+def test_draws_agree_with_the_moments_of_all_draws_and_with_their_certificate(kind):
+    """64 thinned draws against mean and sd of all: a wrong order of frames, axes or columns would be many sd off."""
+    found = data.reference_posteriors("dev", kind)
+    frames, draws, most = found["draw_u"].shape
+    assert draws == 64 and found["adu"].shape == (frames, 16, 16) and found["adu"].dtype == np.uint16
+    flat = [torch.from_numpy(found[f"draw_{name}"]).reshape(-1, most) for name in ("u", "v", "photons")]
+    y = kde_image(Emitters(*flat, flat[2] > 0), (16, 16)).reshape(frames, 64, 64, 64).double()
+    mean, sd = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mean", "sd"))
+    bright = sd > 0.05
+    z = (y.mean(1) - mean)[bright] / (sd[bright] / 8)
+    assert 0.8 < float(z.square().mean()) < 1.25 and float(z.abs().max()) < 8
+    assert float(found["r_hat"].max()) <= 1.01 and float(found["size"].min()) >= 400
+    np.testing.assert_allclose(found["p_inside"].sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", data.KINDS)
+def test_the_frames_are_those_of_their_truth(kind):
+    """χ² of the frame under the expected light of the truth: 1 for each pixel. Transposed, it would be far more."""
+    found = {name: torch.from_numpy(x.astype(np.float64)) for name, x in data.reference_posteriors("dev", kind).items()}
+    camera = Camera(found["gain"], found["offset"], found["read_variance"])
+    x, variance = to_photoelectrons(found["adu"], camera), torch.as_tensor(camera.read_variance_electrons)
+    truth = Emitters(*(found[f"truth_{name}"] for name in ("u", "v", "photons")), found["truth_photons"] > 0)
+    rate = expected_photons(truth, PSF(found["sigma"][:, None]), (16, 16), found["background"])
+    chi_square = ((x - rate).square() / (rate + variance)).mean()
+    assert float(chi_square) == pytest.approx(1, abs=5 * (2.5 / x.numel()) ** 0.5)
+
+
+def test_posteriors_of_another_kind_or_bytes_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="kind must be one of 'lone', 'pair', 'sparse', 'crowded', got 'triple'"):
+        data.reference_posteriors("dev", "triple")
+    with pytest.raises(ValueError, match="part must be one of 'dev', 'test', got 'held'"):
+        data.reference_posteriors("held", "pair")
+    changed = bytearray(data.POSTERIORS.read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "posteriors.h5").write_bytes(changed)
+    monkeypatch.setattr(data, "POSTERIORS", tmp_path / "posteriors.h5")
+    with pytest.raises(HashMismatch, match="must have the SHA-256"):
+        data.reference_posteriors("dev", "pair")

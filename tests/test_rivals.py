@@ -628,7 +628,7 @@ def test_all_rivals_see_the_same_frames(phi):
     assert all(torch.equal(x.estimate, drawn[4].estimate) for x in drawn)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", [Gaussian, EmitterSet])
+@pytest.mark.parametrize("kind", [Gaussian, EmitterSet, Engression])
 def test_weights_come_back_as_the_same_network(kind, batch, tmp_path):
     network = kind(**SMALL).eval()
     with torch.no_grad():

@@ -8,16 +8,20 @@ SHA-256 that belongs into smlmtut/networks/pretrained.py. --commit: the commit w
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion
 from smlmtut.networks.checkpoint import read_average
 from smlmtut.networks.deepstorm import DeepSTORM
+from smlmtut.networks.emitter_set import EmitterSet
+from smlmtut.networks.engression import Engression
+from smlmtut.networks.rivals import Gaussian
 from smlmtut.networks.settings import TrainingSettings
 
-Make = Callable[[], DeepSTORM | ConditionalDiffusion]
+Make = Callable[[], DeepSTORM | ConditionalDiffusion | Gaussian | EmitterSet | Engression]
+RIVALS = replace(recipes.SHIPPED_DIFFUSION, steps=1500, seed=2101)  # of `benchmarks/rivals.py train --frames 48000`
 RUNS: dict[str, tuple[Make, TrainingSettings]] = {
     "deepstorm-2d": (DeepSTORM, recipes.SHIPPED),
     "cddpm-2d": (ConditionalDiffusion, recipes.SHIPPED_DIFFUSION),
@@ -25,6 +29,9 @@ RUNS: dict[str, tuple[Make, TrainingSettings]] = {
         lambda: ConditionalDiffusion(**recipes.PUBLISHED_FORM),
         recipes.PUBLISHED_DIFFUSION,
     ),
+    "gaussian-2d": (Gaussian, RIVALS),
+    "emitters-2d": (EmitterSet, RIVALS),
+    "engression-2d": (Engression, RIVALS),
 }
 
 

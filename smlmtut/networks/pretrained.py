@@ -14,6 +14,7 @@ from .._validate import choice, device_here, finite, shown
 from .cddpm import ConditionalDiffusion
 from .deepstorm import DeepSTORM
 from .emitter_set import EmitterSet
+from .engression import Engression
 from .rivals import Gaussian
 
 FOLDER = Path(__file__).parents[1] / "weights"
@@ -21,12 +22,14 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "deepstorm-2d": "8ccbff15698df0e9edf9aeb48dfbe0b4e1d850915b076cbf40eb3d2e61167a76",
     "cddpm-2d": "54b2c5ceb77faffbd38d7001f479944f36e8a2fd2a693ba279745b333afb1534",
     "cddpm-2d-published": "de51c3dbf0dac985efdbe8884d3c58c53e9f4130d7864351d6ebefc5f9ca2ddb",
+    "gaussian-2d": "2bda073b5cb9b6225b3c5be33af6dbae9c9c87190b0180fa4296d5f612aa7a12",
+    "emitters-2d": "9d8e36c95cb43024eef90613b1d43b3678e077b7bb8f967e3aec2a70b34aa746",
 }
 
 SUFFIX = ".safetensors"
 KEY = "smlmtut"  # of the file's metadata: one JSON text, so that equal networks give equal bytes
-CLASSES = {kind.__name__: kind for kind in (DeepSTORM, ConditionalDiffusion, Gaussian, EmitterSet)}
-Network = TypeVar("Network", DeepSTORM, ConditionalDiffusion, Gaussian, EmitterSet)
+CLASSES = {kind.__name__: kind for kind in (DeepSTORM, ConditionalDiffusion, Gaussian, EmitterSet, Engression)}
+Network = TypeVar("Network", DeepSTORM, ConditionalDiffusion, Gaussian, EmitterSet, Engression)
 PICKLES = (b"PK\x03\x04", b"\x80")  # the first bytes of files of torch.save, now and formerly
 RENAMED = {  # modules: name in older files, the shipped ones included, and name today
     "read": "reader", "level": "time_embedding", "told": "time_proj", "before": "encoder", "inner": "middle",
@@ -39,7 +42,7 @@ class ArchitectureMismatch(ValueError):
 
 
 def save(
-    network: DeepSTORM | ConditionalDiffusion | Gaussian | EmitterSet,
+    network: DeepSTORM | ConditionalDiffusion | Gaussian | EmitterSet | Engression,
     path: str | Path,
     metadata: dict[str, Any] | None = None,
 ) -> str:
