@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--most", type=int, default=16, help="frames of each class for the curve of regret")
+    parser.add_argument("--densities", type=float, nargs="*", default=DENSITIES)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -110,7 +111,7 @@ def main() -> None:
     found: dict = {"density": {}, "regret": {}, "threads": given.threads}
     found["model draws a second"] = model_rate(network, bakeoff.prior_part(phi, 8))
     print(f"the model: {found['model draws a second']:.1f} draws a second", flush=True)
-    for density in DENSITIES:
+    for density in given.densities:
         found["density"][density] = row = of_density(density)
         print(f"{density} /µm²: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
     for kind in KINDS:
