@@ -15,7 +15,7 @@ from nbformat import v4
 from tools import contract, course, run_chapters
 from tools.colab.blocks import Writer
 from tools.colab.book import Book
-from tools.course import NOT_APART, NO_CHECK, Instructor, Student, loads, split, stores
+from tools.course import NO_CHECK, NOT_APART, Instructor, Student, loads, split, stores
 
 ROOT = run_chapters.ROOT
 KEPT = [
@@ -125,7 +125,10 @@ def test_what_cannot_be_taken_apart_stays_whole(case):
 
 
 def test_claims_are_named():
-    cells = ["check('one', a, 0, 1)\nfor k in (1, 2):\n    check(f'at {k}', k, 0, 1)", "with run.folded():\n    n = 'three'"]
+    cells = [
+        "check('one', a, 0, 1)\nfor k in (1, 2):\n    check(f'at {k}', k, 0, 1)",
+        "with run.folded():\n    n = 'three'",
+    ]
     cells[1] += "\n    check(n, a + 1, 0, 1)"
     assert split(cells).claims == (("one", "a"), ("at {k}", "k"), ("three", "a + 1"))
 
@@ -161,7 +164,9 @@ def test_the_student_has_the_rest_of_the_code_and_no_more(book, built, source):
         gate = block.name == "solution-start" or (gate and block.name != "solution-end")
         kept += [ast.dump(ast.parse(block.text))] if block.name == "code-cell" and not gate else []
     notebook, parts = built(Student, source.stem), solutions(book, source)
-    expected = [cell for part in parts for cell in (placeholders(part), part.test and statements(part.test)) if cell != ""]
+    expected = [
+        cell for part in parts for cell in (placeholders(part), part.test and statements(part.test)) if cell != ""
+    ]
     assert [cell for cell in code(notebook) if cell in kept] == kept
     own = [cell for cell in notebook.cells if re.match(r"# Your code for|# @title Test of", cell.source)]
     assert len(kept) + len(own) == len(code(notebook))

@@ -121,7 +121,7 @@ def stores(*nodes: ast.AST) -> set[str]:
 
 
 def claims_of(node: ast.stmt) -> list[tuple[str, str]]:
-    """The claims that a statement checks: their names, with {…} where they hold a value, and the code of their values."""
+    """The claims that a statement checks: their names, as f-strings where they are, and the code of their values."""
     known = {ast.unparse(s.targets[0]): s.value for s in ast.walk(node) if isinstance(s, ast.Assign)}
     found = []
     for name, value, *_ in (call.args for call in checks(node)):
@@ -213,7 +213,7 @@ class Student(CourseEdition):
             super().take(block)
 
     def below(self, name: str, solution: Solution) -> None:
-        """A cell for words, one for code where the solution has code, and its test, which stops where names are missing."""
+        """Cells for words and, where the solution has code, for code; and a test that stops where names are missing."""
         self.cells.append(new_markdown_cell(f"*Your answer to {name}:*"))
         lines = [f"# Your code for {name}", f"# No test follows: {solution.untested}."]
         if solution.test:  # tells no claim's name: it may give the answer away
