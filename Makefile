@@ -17,7 +17,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check browser serve clean distclean
+.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check course slides browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -42,8 +42,8 @@ fakegpu: $(READY)  ## run every chapter on a device that is not the CPU, on any 
 gpu: $(READY)  ## every chapter and benchmark on this machine's GPU, into gpu-report.md (PROFILE=smoke|book|full)
 	$(PY) -m tools.gpu_report --profile $(PROFILE)
 
-browser: $(READY)  ## test the built book in Chromium (after `make book`)
-	$(PY) -m pytest -m browser tests/test_browser.py
+browser: $(READY)  ## test the built book and two decks of slides in Chromium (after `make book`)
+	$(PY) -m pytest -m browser tests/test_browser.py tests/test_slides.py
 
 questions: $(READY)  ## write the question bank for Moodle, Canvas and Jupyter, and the chapters' self-tests
 	$(PY) -m tools.questions --output _build/questions --chapters
@@ -53,6 +53,13 @@ colab: $(READY)  ## write the Colab edition, notebooks/*.ipynb
 
 colab-check: $(READY)  ## fail if the Colab edition is not what the chapters say
 	$(PY) -m tools.colab --check
+
+course: $(READY)  ## write the student and the instructor edition of every chapter, _build/course/
+	$(PY) -m tools.course
+
+slides: $(READY)  ## run the chapters that changed, then write a deck of slides for each, _build/slides/
+	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS)
+	$(PY) -m tools.slides --profile $(PROFILE)
 
 lint: $(DEV)  ## style, types, imports, spelling, workflows, environment.yml
 	$(PY) -m ruff check $(CODE) notebooks
