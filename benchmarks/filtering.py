@@ -75,24 +75,21 @@ def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFra
 
 def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """What a localization may be judged by: the larger, the better."""
-    sd = np.hypot(table["u_sd"], table["v_sd"]).fillna(np.inf)
+    sd = np.nan_to_num(np.hypot(table["u_sd"].to_numpy(), table["v_sd"].to_numpy()), nan=np.inf)
     return {
         "probability": table["probability"].to_numpy(),
-        "sd of the samples": -sd.to_numpy(),
+        "sd of the samples": -sd,
         "height of ŷ": table["height"].to_numpy(),
-        "mass of ŷ": -(table["mass"] - 1).abs().to_numpy(),
+        "mass of ŷ": -np.abs(table["mass"].to_numpy() - 1),
     }
 
 
-def kept_scores(table: pd.DataFrame, molecules: int, kept: np.ndarray) -> dict[str, float]:
-    """Scores of the rows that a filter keeps, as a resolution too: nm at which the ring correlation falls below 1/7."""
-    some = table[kept]
-    right = int(some["error"].notna().sum())
-    halves = [
-        tapered(render(half["u"].to_numpy(), half["v"].to_numpy(), SHAPE, 16))
-        for half in (some[some["frame"] % 2 == 0], some[some["frame"] % 2 == 1])
-    ]
-    frequency, correlation, _ = fourier_ring_correlation(*halves)
+def kept_scores(some: pd.DataFrame, molecules: int) -> dict[str, float]:
+    """Scores of the rows that a filter keeps, and the length in nm at which their ring correlation falls below 1/7."""
+    right = int(np.isfinite(some["error"].to_numpy()).sum())
+    u, v, odd = some["u"].to_numpy(), some["v"].to_numpy(), some["frame"].to_numpy() % 2 == 1
+    halves = [tapered(render(u[half], v[half], SHAPE, 16)) for half in (~odd, odd)]
+    frequency, correlation, _ = fourier_ring_correlation(halves[0], halves[1])
     below = (correlation < 1 / 7).nonzero()
     first = float(frequency[below[0, 0]]) if len(below) else math.nan
     return {
@@ -118,9 +115,8 @@ def main() -> None:
     for name, values in filters(table).items():
         order = np.argsort(-values, kind="stable")
         for share in KEEP:
-            kept = np.zeros(len(table), bool)
-            kept[order[: round(share * len(table))]] = True
-            rows[name, f"{share:.0%}"] = kept_scores(table, molecules, kept)
+            some = table.iloc[order[: round(share * len(table))]]
+            rows[name, f"{share:.0%}"] = kept_scores(some, molecules)
     print(f"{len(table)} localizations of {molecules} molecules")
     print(pd.DataFrame(rows).T.round(3).to_string())
     if given.json:

@@ -157,9 +157,10 @@ def reference_posteriors(part: str, kind: str) -> dict[str, np.ndarray]:
             f"{POSTERIORS} must have the SHA-256 {POSTERIORS_SHA256}, got {digest}: install the package again"
         )
     with h5py.File(POSTERIORS) as file:
-        if f"{part}/{kind}" not in file:
+        group = file.get(f"{part}/{kind}")
+        if not isinstance(group, h5py.Group):
             raise ValueError(f"part must be one that the file holds for {kind!r}, {sorted(file)}, got {part!r}")
-        return {name: values[()] for name, values in file[f"{part}/{kind}"].items()}
+        return {name: np.asarray(values) for name, values in group.items()}
 
 
 def _verified(path: Path, source: Source) -> Path:

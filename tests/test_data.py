@@ -163,8 +163,8 @@ def test_draws_agree_with_the_moments_of_all_draws_and_with_their_certificate(ki
     found = data.reference_posteriors("dev", kind)
     frames, draws, most = found["draw_u"].shape
     assert draws == 64 and found["adu"].shape == (frames, 16, 16) and found["adu"].dtype == np.uint16
-    flat = [torch.from_numpy(found[f"draw_{name}"]).reshape(-1, most) for name in ("u", "v", "photons")]
-    y = kde_image(Emitters(*flat, flat[2] > 0), (16, 16)).reshape(frames, 64, 64, 64).double()
+    u, v, photons = (torch.from_numpy(found[f"draw_{name}"]).reshape(-1, most) for name in ("u", "v", "photons"))
+    y = kde_image(Emitters(u, v, photons, photons > 0), (16, 16)).reshape(frames, 64, 64, 64).double()
     mean, sd = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mean", "sd"))
     bright = sd > 0.05
     z = (y.mean(1) - mean)[bright] / (sd[bright] / 8)
@@ -179,7 +179,8 @@ def test_the_frames_are_those_of_their_truth(kind):
     found = {name: torch.from_numpy(x.astype(np.float64)) for name, x in data.reference_posteriors("dev", kind).items()}
     camera = Camera(found["gain"], found["offset"], found["read_variance"])
     x, variance = to_photoelectrons(found["adu"], camera), torch.as_tensor(camera.read_variance_electrons)
-    truth = Emitters(*(found[f"truth_{name}"] for name in ("u", "v", "photons")), found["truth_photons"] > 0)
+    photons = found["truth_photons"]
+    truth = Emitters(found["truth_u"], found["truth_v"], photons, photons > 0)
     rate = expected_photons(truth, PSF(found["sigma"][:, None]), (16, 16), found["background"])
     chi_square = ((x - rate).square() / (rate + variance)).mean()
     assert float(chi_square) == pytest.approx(1, abs=5 * (2.5 / x.numel()) ** 0.5)

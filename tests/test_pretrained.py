@@ -99,7 +99,7 @@ def test_an_unknown_name_lists_the_known_ones(shipped, ask):
 def test_every_registered_file_is_there_whole_and_has_a_card():
     for name in pretrained.SHA256:
         kind = pretrained.CLASSES[describe(name)["class"]]
-        assert not load(name, kind=kind).training
+        assert not load(name, kind=kind).training  # pyright: ignore[reportArgumentType]
         assert (pretrained.FOLDER / f"{name}.md").read_text(encoding="utf-8").startswith("# ")
 
 
@@ -240,9 +240,7 @@ def test_what_cannot_be_saved(path):
     network = tiny()
     with pytest.raises(ValueError, match="path must end in .safetensors"):
         save(network, path.with_suffix(".pt"))
-    with pytest.raises(
-        ValueError, match="network must be one of 'DeepSTORM', .*, got 'Linear'"
-    ):
+    with pytest.raises(ValueError, match="network must be one of 'DeepSTORM', .*, got 'Linear'"):
         save(torch.nn.Linear(1, 1), path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="metadata must be what JSON can hold"):
         save(network, path, {"when": object()})

@@ -17,8 +17,8 @@ def two_images(sites: int, times: int, sd: float, side: int = 32, factor: int = 
     for _ in range(2):
         du, dv = sd * torch.randn(2, sites, times, generator=generator, dtype=torch.float64)
         # periodic, so that the image has no border
-        wrapped = [((x + d + 0.5) % side - 0.5).flatten() for x, d in ((u, du), (v, dv))]
-        out.append(render(*wrapped, (side, side), factor))
+        columns, rows = (((x + d + 0.5) % side - 0.5).flatten() for x, d in ((u, du), (v, dv)))
+        out.append(render(columns, rows, (side, side), factor))
     return out
 
 

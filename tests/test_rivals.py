@@ -492,7 +492,7 @@ def test_the_windowed_energy_prefers_what_pixels_have_in_common():
     joint = [sign(many, 1, 1, 1, seed=s).expand(-1, 1, 4, 4) for s in (2, 3)]
     apart = [sign(many, 1, 4, 4, seed=s) for s in (4, 5)]
     small = [0.8 * x for x in joint]
-    best, *others = (windowed_energy(*x, truth) for x in (joint, apart, small))
+    best, *others = (windowed_energy(x[0], x[1], truth) for x in (joint, apart, small))
     for other in others:
         gap = other - best
         assert gap.mean() > 5 * gap.std() / many**0.5
@@ -672,8 +672,9 @@ def test_the_weights_of_sngp_are_a_gaussian_process_of_scikit_learn(batch):
     some, other = chosen[:300].numpy(), chosen[300:340].numpy()
     precision = np.eye(16) + (rows[some] / noise[some, None]).T @ rows[some]
     targets = rows[some] @ np.linspace(-1, 1, 16)
-    peer = GaussianProcessRegressor(DotProduct(0, "fixed"), alpha=noise[some], optimizer=None).fit(rows[some], targets)
-    _, covariance = peer.predict(rows[other], return_cov=True)
+    options: dict[str, Any] = {"alpha": noise[some], "optimizer": None}
+    peer = GaussianProcessRegressor(DotProduct(0, "fixed"), **options).fit(rows[some], targets)
+    covariance = peer.predict(rows[other], return_cov=True)[1]
     ours = rows[other] @ np.linalg.inv(precision) @ rows[other].T
     np.testing.assert_allclose(ours, covariance, rtol=1e-4, atol=1e-9)
     # and `accumulate` makes this precision of all its pixels
