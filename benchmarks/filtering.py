@@ -50,8 +50,8 @@ def movie(frames: int, density: float) -> tuple[Tensor, Camera, Emitters]:
     which = torch.randint(len(u), on.shape, generator=generator)
     emitters = Emitters(u[which], v[which], draw(PHOTONS, on.shape, generator), on)
     cameras, _ = camera_of(1, generator)
-    maps = (torch.as_tensor(getattr(cameras, name))[0] for name in ("gain", "offset", "read_variance"))
-    camera = Camera(*maps, integer=True, saturation=65535)
+    gain, offset, variance = (torch.as_tensor(getattr(cameras, n))[0] for n in ("gain", "offset", "read_variance"))
+    camera = Camera(gain, offset, variance, integer=True, saturation=65535)
     return expose(expected_photons(emitters, PSF(1.0), SHAPE, BACKGROUND), camera, generator), camera, emitters
 
 
