@@ -188,6 +188,23 @@ def samples_for(v):
     return 1 + optimize.root_scalar(lambda f: error(f) - v["percent"] / 100, bracket=(5, 10_000)).root
 
 
+def area_between(v):
+    """The regret in one dimension is the squared distance of two distribution functions (Székely & Rizzo 2013)."""
+    gap = integrate.quad(lambda x: (stats.norm.cdf(x) - stats.norm.cdf(x / v["s"])) ** 2, -30, 30)[0]
+    return 100 * gap * math.sqrt(math.pi)
+
+
+def least_rank(v):
+    """The smallest rank whose share of the equally likely ranks of a new score is the level."""
+    return next(k for k in range(1, int(v["n"]) + 1) if round(100 * k / (v["n"] + 1), 9) >= v["level"])
+
+
+def nobody_drawn(v):
+    one = (1 - v["q"]) / 2
+    joint = np.array([[0.0, one], [one, v["q"]]])  # empty or not, at either place
+    return 100 * joint.sum(0)[0] * joint.sum(1)[0]
+
+
 def camera(v):
     return Camera(v["gain"], 100.0, v["variance"])
 
@@ -220,6 +237,9 @@ OTHER_WAY = {
     "cddpm-gain": noise_to_image,
     "cddpm-split": count_variance,
     "cddpm-samples": samples_for,
+    "bakeoff-width": area_between,
+    "bakeoff-rank": least_rank,
+    "bakeoff-none": nobody_drawn,
 }
 WAY_BACK = {  # from the key to a number that the question gives
     "fit-difference-noise": lambda v, key: (2 * v["gain"] ** 2 * (v["background"] / v["gain"] + key), v["difference"]),

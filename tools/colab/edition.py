@@ -152,8 +152,9 @@ class Edition:
         """What a reader who has nothing yet will download for this chapter, and how large it is, a line each."""
         code = "\n".join(block.text for block in self.page.blocks if block.name == "code-cell")
         files = [name for pattern, names in FETCHES.items() if re.search(pattern, code) for name in names]
-        weights = sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors"))
-        first = f"Downloads: the package with its trained networks, {weights / 1e6:.1f} MB"
+        large = [*WEIGHTS.glob("*.safetensors"), data.POSTERIORS]
+        size = sum(path.stat().st_size for path in large)
+        first = f"Downloads: the package with its trained networks and exact posteriors, {size / 1e6:.1f} MB"
         return [first, *(f"  {name}, {data.SOURCES[name].size / 1e6:.1f} MB" for name in files)]
 
 
