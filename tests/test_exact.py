@@ -48,7 +48,7 @@ def unused(*_):
     raise AssertionError("the chains must answer")
 
 
-def answered(frames, net, settings=SHORT, camera=CAMERA, sampler: Any = unused, threshold=0.25, **sampling):
+def answered(frames, net, settings=SHORT, camera=CAMERA, sampler: Any = unused, threshold=0.25, **sampling) -> Any:
     """The table of all frames."""
     given = SamplingSettings(**sampling)
     some = localize_with_uncertainty(frames, camera, net, sampler, given, threshold, exact=settings)
@@ -60,7 +60,7 @@ def frames_of(u, v, photons, shape, background, seed) -> Tensor:
     return simulate.frames(Emitters(u, v, photons), PSF(1.0), CAMERA, shape, background, generator)
 
 
-def whole(frames: Tensor, table: pd.DataFrame, net) -> pd.DataFrame:
+def whole(frames: Tensor, table: Any, net) -> Any:
     """The table with what one run of chains over the whole frames, under the same prior, says of its rows."""
     shape = (frames.shape[1], frames.shape[2])
     electrons, generator = to_photoelectrons(frames.double(), CAMERA), torch.Generator().manual_seed(9)
@@ -86,36 +86,39 @@ def test_sds_of_lone_bright_emitters_reach_the_bound(network):
     table = answered(frames.numpy(), network, radius=0.2)
     bound = fisher.localization_bound(emitters, PSF(1.0), CAMERA, shape, background)[:, :2].numpy()
     assert (table["exact"] == 1).all() and len(table) == many
-    print((table[["u_sd", "v_sd"]] / bound).describe(), table)
     ratio = (table[["u_sd", "v_sd"]].to_numpy() / bound).mean()
-    assert ratio == pytest.approx(1, abs=0.04)
+    assert ratio == pytest.approx(1, abs=0.04)  # 48 sds, each known to 4 %, which differ by 5 % from frame to frame
 
 
 def test_dim_emitters_have_the_probability_of_the_grid(network):
     """In frames of 12 × 12 pixels, which are their own crops: none, or one on a grid; three or more are neglected, and
     two count as one beside the one there.
     """
-    many, shape = 8, (12, 12)
+    many, shape = 6, (12, 12)
     u, v = 5 + torch.rand(2, many, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     frames = frames_of(u, v, torch.linspace(50, 110, many)[:, None], shape, 15.0, 6)
     table = answered(frames.numpy(), network, ExactSettings(attempts=1), sampler=Jitter(), threshold=0.05)
     table = table[table["exact"] == 1]
-    assert len(table) >= 6
+    assert len(table) >= 4
     prior, counts = exact.training_prior(shape), count_prior(12, shape, margin=exact.MARGIN)
     electrons, b = to_photoelectrons(frames.double(), CAMERA), torch.linspace(0.05, 19.95, 200).double()
     wanted = []
-    for row in table.itertuples():
-        x = electrons[int(row.frame)]  # type: ignore[arg-type]
+    for frame, row_u, row_v in table[["frame", "u", "v"]].to_numpy().tolist():
+        x = electrons[int(frame)]
         none = surrogate_log_likelihood(x.expand(200, -1, -1), b[:, None, None], Camera(read_variance=3.0))
         log_none = none.sum((1, 2)).logsumexp(0) - math.log(200)
         one = grid_posterior(x, 3.0, prior)
-        near = float(one.mass.sum(1)[torch.hypot(one.u - row.u, one.v - row.v) <= 1].sum())
+        near = float(one.mass.sum(1)[torch.hypot(one.u - row_u, one.v - row_v) <= 1].sum())
         odds = float((one.log_evidence + counts[1].log() - log_none - counts[0].log()).exp())
         wanted.append(near * odds / (1 + odds))
-    print(table.assign(wanted=wanted)[["frame", "height", "probability", "wanted", "effective_size"]])
+    off = np.abs(table["probability"] - wanted)
+    spread = np.sqrt(np.multiply(wanted, np.subtract(1, wanted)) / table["effective_size"])
+    assert (off < 4 * spread + 0.03).all()  # 0.03: for what is neglected
+    assert min(wanted) < 0.7  # some are in doubt
 
 
 def test_neighbours_apart_are_as_in_one_run(network):
+    """3 to 5 px apart along u: groups of their own, each of which sees a part of the other's light."""
     many, shape = 8, (16, 20)
     middle = 7 + torch.rand(2, many, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     half = torch.linspace(1.5, 2.5, many).double()[:, None]
@@ -123,21 +126,22 @@ def test_neighbours_apart_are_as_in_one_run(network):
     frames = frames_of(u, v, torch.full_like(u, 600.0), shape, 5.0, 7)
     table = answered(frames.numpy(), network, ExactSettings(attempts=1), sampler=Jitter())
     wanted, kept = whole(frames, table, network), table["exact"] == 1
+    assert len(table) == 2 * many and kept.mean() > 0.8
     for name in ("u_sd", "v_sd"):
         ratio = np.log(table[name] / wanted[name])[kept]
-        print(name, ratio.mean(), ratio.std(), len(ratio), ratio.tolist())
-    print(table["probability"].tolist(), wanted["probability"].tolist())
+        # two effective sizes of about 200 leave 7 % in one ratio, 2 % in the mean; the crop costs up to 3 % along u
+        assert ratio.std() < 0.1 and abs(ratio.mean()) < 0.06
+    assert (table["probability"] - wanted["probability"])[kept].abs().max() < 0.05
 
 
 # -- who answers -------------------------------------------------------------------------------------------
 
 LAX = ExactSettings(chains=2, draws=8, thin=1, burn_in=2, attempts=1, r_hat=1e9, size=1e-9)  # trusts any chains
 NEVER = ExactSettings(chains=2, draws=8, thin=1, burn_in=2, attempts=2, size=1e9)
-BRIGHT = Camera(gain=1 / 16)  # what DOTS sees as 6 has 96 e⁻
 
 
 def test_a_frame_that_is_too_crowded_is_left_to_the_sampler():
-    """Dots two pixels apart are one group beyond the largest crop; two dots far away are groups of their own."""
+    """Dots in neighbouring pixels are one group beyond the largest crop; two far away are groups of their own."""
     crowd = [(row, column) for row in range(2, 20) for column in range(2, 14)]
     frames = dots(1, (24, 40), [*crowd, (5, 30), (15, 30)])
     table = answered(frames, DOTS, LAX, Camera(), Jitter(0.5, 0.1), samples=20)
@@ -154,15 +158,17 @@ def test_where_no_chain_is_trusted_the_sampler_gives_the_whole_answer():
     frames = dots(2, (20, 24), [(5, 6), (12, 17)])
     (_, plain, sums), *_ = localize_with_uncertainty(frames, Camera(), DOTS, Jitter())
     (_, table, same), *_ = localize_with_uncertainty(frames, Camera(), DOTS, Jitter(), exact=NEVER)
-    assert not table[["exact", "r_hat", "effective_size"]].any(axis=None)
-    pd.testing.assert_frame_equal(table[list(plain)], plain)
+    assert not table[["exact", "r_hat", "effective_size"]].to_numpy().any()
+    pd.testing.assert_frame_equal(table.iloc[:, : plain.shape[1]], plain)
     np.testing.assert_allclose(sums, same, atol=1e-15)  # windows that are lit in their halo alone are not asked
 
 
 def test_the_images_are_of_the_draws_where_chains_answer(network):
     """A bright emitter: the mean's mass in its group is one kernel's, at its place; ŷ, beyond, has no variance."""
-    frames = frames_of(*torch.tensor([[[8.0]], [[9.0]], [[1500.0]]]).double(), (18, 18), 2.0, 1).numpy()
-    (_, table, (mean, variance)), *_ = localize_with_uncertainty(frames, CAMERA, network, unused, exact=SHORT)
+    u, v, photons = torch.tensor([8.0, 9.0, 1500.0]).double()[:, None, None]
+    frames = frames_of(u, v, photons, (18, 18), 2.0, 1).numpy()
+    short = ExactSettings(draws=80, thin=1, burn_in=40)
+    (_, table, (mean, variance)), *_ = localize_with_uncertainty(frames, CAMERA, network, unused, exact=short)
     assert table["probability"].tolist() == [1]
     rows, columns = np.nonzero(variance)
     assert rows.min() >= 4 * 7 and rows.max() < 4 * 11 and columns.min() >= 4 * 6 and columns.max() < 4 * 10
@@ -212,7 +218,7 @@ def test_a_broken_off_run_goes_on_with_the_same_draws(tmp_path, monkeypatch):
             to_file(path, frames, **change)
     to_file(path, frames)
     assert content(path) == content(tmp_path / "whole.csv")
-    table = read_localizations(path, 100.0)
+    table: Any = read_localizations(path, 100.0)
     assert list(table)[-4:] == ["probability", "exact", "r_hat", "effective_size"] and (table["exact"] == 1).all()
 
 
