@@ -534,6 +534,7 @@ def test_errors_are_one_line_and_code_2(folder, tmp_path):
         localize(folder, out, "--threshold", -1, code=2),
         localize(folder, out, "--weights", "deepstorm-9d", code=2),
         localize(folder, out, "--samples", 8, code=2),
+        localize(folder, out, "--exact", code=2),
         localize(folder, out, "--uncertainty", "--posterior", "cddpm-9d", code=2),
         localize(folder, out, "--uncertainty", "--samples", 1, code=2),
         run("sample", folder / "movie.tif", "-o", tmp_path / "samples.png", code=2),

@@ -22,6 +22,7 @@ from ..networks.precision import chosen_precision
 from . import movie as plain
 from . import uncertainty
 from .check import OUTSIDE, MovieCheck, check_movie
+from .exact import EXACT, ExactSettings
 from .frames import Frames, checked_stop, movie_shape
 from .progress import COLUMNS, ProgressFile, ProgressMismatch
 from .samples import KDESampler, SamplingSettings
@@ -46,6 +47,7 @@ def localize_to_file(
     sampler: KDESampler | None = None,
     settings: SamplingSettings | None = None,
     sampler_name: str = "",
+    exact: ExactSettings | None = None,
     inspect: Callable[[MovieCheck], None] | None = None,
 ) -> int:
     """Localize a movie into a file, and return the number of localizations.
@@ -61,7 +63,7 @@ def localize_to_file(
         of the samples' mean, and the standard deviation of that sum. In it the variances of the frames add, since
         their photons are independent.
     settings: for the sampler; None, the defaults. sampler_name: a name or a hash that tells this sampler from others;
-        a run continues only with the same one.
+        a run continues only with the same one. exact: as in `localize_with_uncertainty`, with its three columns.
     inspect: None, or what is shown the result of `check_movie` before the first frame, to print its problems or to
         raise. Where there are any, the table gets a column outside_scene of ones, and no probability is above what the
         check allows. With None the movie is not checked.
@@ -74,8 +76,8 @@ def localize_to_file(
     path = Path(path)
     table_suffix(path)
     positive("pixel_size_nm", pixel_size_nm)
-    if sampler is None and (settings is not None or sampler_name):
-        raise ValueError("settings and sampler_name must be None and '' where there is no sampler")
+    if sampler is None and (settings is not None or sampler_name or exact is not None):
+        raise ValueError("settings, sampler_name and exact must be None, '' and None where there is no sampler")
     shape = movie_shape(movie, camera)
     stop = checked_stop(start, stop, shape[0], least=1)
     # the one that "auto" stands for on this device: a run must not continue with another
@@ -91,9 +93,13 @@ def localize_to_file(
         settings = settings or SamplingSettings()
         run |= {f"sampling {name}": value for name, value in asdict(settings).items()}
         run |= {"sampler": sampler_name, "blocks": uncertainty.BLOCK_SIZES}
-        localize = partial(uncertainty.localize_with_uncertainty, movie, camera, network, sampler, settings, **options)
+        run |= {} if exact is None else {f"exact {name}": value for name, value in asdict(exact).items()}
+        localize = partial(
+            uncertainty.localize_with_uncertainty, movie, camera, network, sampler, settings, exact=exact, **options
+        )
         dark = np.zeros((2, network.factor * shape[1], network.factor * shape[2]))
-        images = {"columns": (*COLUMNS, *uncertainty.SAMPLED), "sums": dark, "beside": image_paths(path)}
+        columns = (*COLUMNS, *uncertainty.SAMPLED, *(() if exact is None else EXACT))
+        images = {"columns": columns, "sums": dark, "beside": image_paths(path)}
     localize(start=start)  # bad arguments raise before any file is touched
     check = None
     if inspect is not None:

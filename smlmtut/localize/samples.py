@@ -3,6 +3,7 @@
 A window sees `halo` pixels beyond its own part, except at the edges of the frame. Windows are sampled independently.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -89,22 +90,25 @@ class WindowSampler:
         self.size = [min(settings.window, -(-n // MULTIPLE) * MULTIPLE) for n in shape]
         self.windows = windows(shape, self.size, settings.halo)
 
-    def draw(self, adu: Tensor, y: Tensor, first: int, dark: float | None) -> Iterator[tuple[list[Job], Tensor]]:
+    def draw(
+        self, adu: Tensor, y: Tensor, first: int, dark: float | None, answered: Tensor | None = None
+    ) -> Iterator[tuple[list[Job], Tensor]]:
         """Samples in all windows of a block of frames, some windows at a time.
 
         adu: (n, H, W); y: their ŷ (n, 1, f·H, f·W). first: index of the first frame, which with the seed decides the
             random numbers. dark: windows where ŷ is nowhere above this are left out; None: no window is.
+        answered: None, or (n, f·H, f·W) bool, where no samples are needed: windows in whose own part ŷ is above
+            `dark` only there are left out as well.
         Yields windows, and their samples (b, S, f·h, f·w) without the mirrored pixels.
         Raises ValueError where the sampler returns another shape, or values that are not finite.
         """
         f, (h, w), many = self.factor, self.size, self.settings.samples
         images = self._inputs(adu, y)
-        jobs = [
-            (i, window)
-            for i in range(len(adu))
-            for window in self.windows
-            if dark is None or float(y[i][:, *window.seen(f)].max()) > dark
-        ]
+        lit = y[:, 0] > (-math.inf if dark is None else dark)
+        jobs = [(i, window) for i in range(len(adu)) for window in self.windows if lit[i][*window.seen(f)].any()]
+        if answered is not None:
+            lit &= ~answered.to(lit.device)
+            jobs = [(i, window) for i, window in jobs if lit[i][*window.own(f)].any()]
         at_once = max(1, VALUES_AT_ONCE["cpu" if y.device.type == "cpu" else "other"] // (many * f * f * h * w))
         inside = (slice(f * self.shape[0]), slice(f * self.shape[1]))
         for batch in range(0, len(jobs), at_once):

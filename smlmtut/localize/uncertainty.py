@@ -1,7 +1,8 @@
 """Localizations with standard deviations, and with the probability that each of them is real.
 
 The localizations are the peaks of ŷ, as in `movie`. Samples of p(y | ŷ) around each of them show what else the frame
-may contain: the share of the samples that have an emitter there, and how much its position varies between them.
+may contain: the share of the samples that have an emitter there, and how much its position varies between them. Where
+it is affordable, draws from the exact posterior p(y | x) can take the place of the samples, see `exact`.
 """
 
 from collections.abc import Iterator
@@ -15,14 +16,20 @@ from ..evaluation import localization
 from ..imaging.camera import Camera
 from ..imaging.kde import to_coordinates
 from ..networks.deepstorm import DeepSTORM
+from .exact import EXACT, ExactSampler, ExactSettings
 from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .movie import WINDOW, check_limits, find_peaks, frame_estimator
 from .samples import VALUES_AT_ONCE, Job, KDESampler, SamplingSettings, WindowSampler
 from .windows import Span
 
 SAMPLED = ("u_sd", "v_sd", "probability")  # columns of a table that come from samples
-FRAMES_AT_ONCE, PIXELS_AT_ONCE = 16, 1 << 18  # limits of a block: frames, camera pixels
-BLOCK_SIZES = (FRAMES_AT_ONCE, PIXELS_AT_ONCE, VALUES_AT_ONCE)  # they decide which random numbers a window gets
+FRAMES_AT_ONCE, EXACT_AT_ONCE, PIXELS_AT_ONCE = 16, 64, 1 << 18  # limits of a block: frames, also with chains; pixels
+BLOCK_SIZES = (
+    FRAMES_AT_ONCE,
+    EXACT_AT_ONCE,
+    PIXELS_AT_ONCE,
+    VALUES_AT_ONCE,
+)  # they decide which random numbers a window gets
 
 
 def localize_with_uncertainty(
@@ -37,17 +44,23 @@ def localize_with_uncertainty(
     stop: int | None = None,
     window: int = WINDOW,
     precision: str = "no",
+    exact: ExactSettings | None = None,
 ) -> Iterator[tuple[int, pd.DataFrame, np.ndarray]]:
     """Localize a movie block by block, with standard deviations and probabilities from samples.
 
     sampler: draws KDEs, see `KDESampler`. settings: None, the defaults. Others: as in `localize_movie`, which gives the
         same rows; `window` is for ŷ, `settings.window` for the samples.
+    exact: None, or how Markov chains draw from the exact posterior of groups of emitters, see `exact.py`. The sampler
+        then answers only for groups that are too large and for those whose chains are not trusted. Of the chains all
+        draws count, whatever `settings.samples`.
     Yields (number of frames done; the block's table; sums over its frames). The table has three more columns:
         u_sd, v_sd: px, standard deviation of the emitter's position over the samples that have it, NaN where fewer
         than two have; probability: the share of the samples that have it. A sample has it where a peak of height
         `peak` or more is at most `radius` away; each peak counts for one localization only, nearest pairs first.
         The sums, (2, f·H, f·W) float64, are of the samples' mean and of their variance. In a window that is not
         sampled, since ŷ is nowhere above `dark`, the mean is ŷ and the variance 0.
+        With `exact` there are three columns more, exact: 1 where the chains answer, else 0; r_hat, effective_size: of
+        the chains, 0 where the sampler answers.
     Raises ValueError as `localize_movie` does, for a frame with a side below 4 px, for `dark` above the threshold, or
         for samples of another shape or that are not finite.
     """
@@ -58,50 +71,82 @@ def localize_with_uncertainty(
     if settings.dark > threshold:
         raise ValueError(f"dark must be at most the threshold {threshold:g}, got {settings.dark:g}")
     windows = WindowSampler(camera, network, sampler, (height, width), settings)
+    chains = None if exact is None else ExactSampler(camera, network, exact, settings.dark, settings.seed)
     estimate = frame_estimator(network, camera, (height, width), window, precision)
-    f = network.factor
 
     def blocks() -> Iterator[tuple[int, pd.DataFrame, np.ndarray]]:
-        for first, adu in frame_blocks(movie, camera, start, stop, FRAMES_AT_ONCE, PIXELS_AT_ONCE):
+        many = FRAMES_AT_ONCE if exact is None else EXACT_AT_ONCE  # a sweep of few chains takes as long as of a hundred
+        for first, adu in frame_blocks(movie, camera, start, stop, many, PIXELS_AT_ONCE):
             y = torch.cat([estimate(frame[None]) for frame in adu])  # (n, 1, f·H, f·W)
-            matches = Matches(find_peaks(y, network, first, threshold, min_mass), network, settings)
-            mean = y[:, 0].cpu().clone()  # (n, f·H, f·W), replaced where there are samples
-            variance = torch.zeros_like(mean)
-            for jobs, samples in windows.draw(adu, y, first, settings.dark):
-                spread, middle = (x.cpu() for x in torch.var_mean(samples, 1))  # (b, f·h, f·w) each
-                for (i, place), v, m in zip(jobs, spread, middle, strict=True):
-                    own, within = place.own(f), place.within(f)
-                    mean[i][own], variance[i][own] = m[within], v[within]
+            matches = Matches(find_peaks(y, network, first, threshold, min_mass), network, settings, exact is not None)
+            moments = Moments(y, network.factor)
+            if chains is not None:
+                for jobs, samples, certificate in chains.draw(adu, y, first):
+                    moments.add(jobs, samples, exact=True)
+                    matches.count(jobs, samples, first, certificate.numpy())
+            for jobs, samples in windows.draw(adu, y, first, settings.dark, None if exact is None else moments.exact):
+                moments.add(jobs, samples)
                 matches.count(jobs, samples, first)
-            sums = torch.stack([mean.double().sum(0), variance.double().sum(0)]).numpy()
+            sums = torch.stack([x.double().sum(0) for x in (moments.mean, moments.variance)]).numpy()
             yield first + len(adu), matches.table(), sums
 
     return blocks()  # not a generator itself, so that bad arguments raise now and not at the first block
 
 
+class Moments:
+    """Mean and variance over the samples, for each pixel of a block of frames: ŷ and 0 where there are no samples.
+
+    exact: (n, f·H, f·W) bool, where the samples are exact; others do not replace them.
+    """
+
+    def __init__(self, y: Tensor, factor: int) -> None:
+        self.mean, self.factor = y[:, 0].cpu().clone(), factor  # (n, f·H, f·W)
+        self.variance, self.exact = torch.zeros_like(self.mean), torch.zeros(self.mean.shape, dtype=torch.bool)
+
+    def add(self, jobs: list[Job], samples: Tensor, exact: bool = False) -> None:
+        """Take the moments of the samples (b, S, f·h, f·w) of some windows in their own parts."""
+        spread, middle = (x.cpu() for x in torch.var_mean(samples, 1))  # (b, f·h, f·w) each
+        for (i, place), v, m in zip(jobs, spread, middle, strict=True):
+            own, within = place.own(self.factor), place.within(self.factor)
+            for image, values in ((self.mean[i], m), (self.variance[i], v)):
+                image[own] = torch.where(self.exact[i][own], image[own], values[within])
+            self.exact[i][own] |= exact
+
+
 class Matches:
     """The localizations of a block of frames, matched with the emitters of each sample.
 
-    table: of the localizations. network: its factor and sigma are those of the samples' KDEs.
+    table: of the localizations. network: its factor and sigma are those of the samples' KDEs. exact: whether some of
+    the samples are exact draws; others are then not counted where these are.
     """
 
-    def __init__(self, table: pd.DataFrame, network: DeepSTORM, settings: SamplingSettings) -> None:
-        self.rows, self.network, self.settings = table, network, settings
+    def __init__(
+        self, table: pd.DataFrame, network: DeepSTORM, settings: SamplingSettings, exact: bool = False
+    ) -> None:
+        self.rows, self.network, self.settings, self.exact = table, network, settings, exact
         self.frame, self.u, self.v = (table[name].to_numpy() for name in ("frame", "u", "v"))
         self.sums = np.zeros((5, len(table)))  # matches; sums of du, dv, du², dv²
+        self.samples = np.full(len(table), settings.samples)
+        self.certificate = np.zeros((2, len(table)))  # R̂ and effective size; 0 where samples are not exact
 
-    def count(self, jobs: list[Job], samples: Tensor, first: int) -> None:
+    def count(self, jobs: list[Job], samples: Tensor, first: int, certificate: np.ndarray | None = None) -> None:
         """Count the matches in some windows, from their samples (b, S, f·h, f·w).
 
         first: index of the block's first frame. All localizations that a window sees are matched with its peaks, so
         that neighbours cannot share a peak, but only those in its own part are counted.
+        certificate: (2, b) split-R̂ and effective size of exact draws.
         """
-        many, net = self.settings.samples, self.network
+        many, net = samples.shape[1], self.network
         found = to_coordinates(samples.flatten(0, 1)[:, None], net.factor, net.sigma, self.settings.peak)
         image, u, v = (x.cpu().numpy() for x in (found.frame, found.u, found.v))  # image: window · S + sample
         corner = np.array([(w.columns[0], w.rows[0]) for _, w in jobs], dtype=float)[image // many]
         seen = [self._inside(first + i, w.rows, w.columns) for i, w in jobs]
         mine = [self._inside(first + i, w.own_rows, w.own_columns) for i, w in jobs]
+        if certificate is None:
+            mine = [rows[self.certificate[1, rows] == 0] for rows in mine]
+        else:
+            for rows, values in zip(mine, certificate.T, strict=True):
+                self.certificate[:, rows], self.samples[rows] = values[:, None], many
         own = [np.isin(rows, some) for rows, some in zip(seen, mine, strict=True)]
         # every localization once for each sample
         row, counted = (np.concatenate([np.tile(x, many) for x in part]) for part in (seen, own))
@@ -121,7 +166,10 @@ class Matches:
         with np.errstate(invalid="ignore", divide="ignore"):
             u_sd, v_sd = (np.sqrt((s2 - s**2 / n).clip(min=0) / (n - 1)) for s, s2 in ((du, du2), (dv, dv2)))
         u_sd, v_sd = (np.where(n > 1, sd, np.nan) for sd in (u_sd, v_sd))
-        return self.rows.assign(**dict(zip(SAMPLED, (u_sd, v_sd, n / self.settings.samples), strict=True)))
+        names, columns = SAMPLED, [u_sd, v_sd, n / self.samples]
+        if self.exact:
+            names, columns = (*SAMPLED, *EXACT), [*columns, self.certificate[1] > 0, *self.certificate]
+        return self.rows.assign(**{name: values.astype(float) for name, values in zip(names, columns, strict=True)})
 
     def _inside(self, frame: int, rows: Span, columns: Span) -> np.ndarray:
         """Rows of the table with the localizations of a frame on these pixels."""

@@ -5,7 +5,7 @@ The likelihood is the surrogate of Eq. 2 in photo-electrons, as in `one`: x' = x
 there are any: one emitter with the grid of `one`, two in one dimension with a quadrature.
 
 The chains of a frame start far apart: one half with the fewest emitters that p(K) allows, the other half with the
-most, at random places. `Diagnostics` shows whether the two halves agree in the end.
+most, at random places, or with emitters that are given. `Diagnostics` shows whether the two halves agree in the end.
 """
 
 import math
@@ -21,7 +21,7 @@ from ..imaging.kde import kde_image, kernel, to_super_resolved
 from ..imaging.psf import Emitters
 from ..imaging.scenes import DENSITY
 from . import convergence
-from .chains import Chains
+from .chains import Chains, Target
 from .one import Prior
 from .sweeps import keep_memory, run, target_of
 
@@ -140,16 +140,9 @@ class Draws:
             )
         if len(instance("truth", truth, Emitters)) != len(self):
             raise ValueError(f"truth must have the batch of frames, {len(self)}, got {len(truth)}")
-        present, most = truth.mask, len(self.count_prior) - 1
-        number = present.sum(1)
+        number, most = truth.mask.sum(1), len(self.count_prior) - 1
         target = target_of(self.frames, self.read_variance, self.prior, self.count_prior)
-        u, v, photons = (x.double() for x in (truth.u, truth.v, truth.photons))
-        allowed = target.inside(u, v, photons) | ~present
-        if not bool(allowed.all()) or bool((number > most).any()):
-            raise ValueError(
-                f"truth must be within the prior and have at most {most} emitters, got {int(number.max())}"
-            )
-        emitters = torch.stack([u, v, torch.where(present, photons, 0.0)], 2)
+        emitters = _allowed("truth", truth, target)
         chains = Chains.at(target, emitters, number, background.double(), sigma.double())
         numbers = torch.arange(most + 1, device=target.log_count.device)
         log_p = target.log_count - numbers * (target.log_area + target.log_photons)
@@ -193,6 +186,8 @@ def chain_posterior(
     draws: int = 100,
     thin: int = 4,
     burn_in: int = 200,
+    start: Emitters | None = None,
+    at_once: int = AT_ONCE,
 ) -> Draws:
     """Draws from the posterior of the emitters of each frame.
 
@@ -201,10 +196,13 @@ def chain_posterior(
         None stands for Prior().
     chains: number of chains for each frame, even. draws: number kept of each chain, one every `thin` sweeps after
         `burn_in` sweeps, during which the lengths of the steps adapt. A sweep is some ten moves.
+    start: None, or emitters (B, any) with which the second half of the chains of each frame starts; the nearer these
+        are to the posterior, the shorter is the burn-in. at_once: chains that run side by side, more in small frames.
     Runs on the generator's device (tested on the CPU only). The same generator state and the same arguments give the
     same draws.
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
-    negative, does not sum to 1, or has a 0 between two others, which the chains could not cross.
+    negative, does not sum to 1, or has a 0 between two others, which the chains could not cross; or a start that the
+    prior does not allow.
     """
     frames = tensor("frames", finite("frames", frames), 3)
     shape = image_shape("frames", (frames.shape[1], frames.shape[2]))
@@ -226,16 +224,41 @@ def chain_posterior(
     whole("draws", draws, 4)
     whole("thin", thin)
     whole("burn_in", burn_in, 0)
+    whole("at_once", at_once)
+    first = None if start is None else _first(start, target_of(frames, variance, prior, counts))
     keep_memory()
     parts = []
-    for piece in torch.arange(len(frames)).split(max(1, AT_ONCE // chains)):
+    for piece in torch.arange(len(frames)).split(max(1, at_once // chains)):
         target = target_of(frames[piece], variance[piece], prior, counts, chains)
-        parts.append(run(target, generator, chains, draws, thin, burn_in))
+        given = None if first is None else first[piece]
+        parts.append(run(target, generator, chains, draws, thin, burn_in, given))
     fields = {}
     for name in parts[0][0]:
         fields[name] = torch.cat([part[0][name].unflatten(0, (-1, chains)) for part in parts])
     acceptance = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
     return Draws(frames, variance, prior, counts, **fields, acceptance=acceptance)
+
+
+def _allowed(name: str, emitters: Emitters, target: Target) -> Tensor:
+    """u, v and N of emitters, (B, any, 3), with N = 0 for those that are not present; ValueError as their users say."""
+    present, most = emitters.mask, target.most
+    u, v, photons = (x.to(target.counts) for x in (emitters.u, emitters.v, emitters.photons))
+    number = int(present.sum(1).max())
+    if not bool((target.inside(u, v, photons) | ~present).all()) or number > most:
+        raise ValueError(f"{name} must be within the prior and have at most {most} emitters, got {number}")
+    return torch.stack([u, v, torch.where(present, photons, 0.0)], 2)
+
+
+def _first(start: Emitters, target: Target) -> Tensor:
+    """The emitters of a start (B, E, 3), those that are present before the others."""
+    if len(instance("start", start, Emitters)) != len(target.counts):
+        raise ValueError(f"start must have the batch of frames, {len(target.counts)}, got {len(start)}")
+    emitters, number = _allowed("start", start, target), start.mask.sum(1)
+    if not bool(target.log_count[number].isfinite().all()):
+        raise ValueError(f"start must have as many emitters as counts allows, got {int(number.min())} in a frame")
+    order = start.mask.int().argsort(dim=1, descending=True, stable=True)[:, : target.most]
+    emitters = emitters.gather(1, order[:, :, None].expand(-1, -1, 3).to(emitters.device))
+    return torch.nn.functional.pad(emitters, (0, 0, 0, target.most - emitters.shape[1]))
 
 
 def _count_probabilities(counts: Tensor | Sequence[float]) -> Tensor:

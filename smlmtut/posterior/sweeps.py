@@ -43,13 +43,19 @@ def target_of(frames: Tensor, variance: Tensor, prior: Prior, counts: Tensor, ch
 
 
 def run(
-    target: Target, generator: torch.Generator, chains: int, draws: int, thin: int, burn_in: int
+    target: Target,
+    generator: torch.Generator,
+    chains: int,
+    draws: int,
+    thin: int,
+    burn_in: int,
+    start: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws (M, S, …) of each field, and the acceptance (B,) of each kind of move."""
+    """Draws (M, S, …) of each field, and the acceptance (B,) of each kind of move; start: as in `_start`."""
     rows = len(target.counts)
     scales = {name: target.counts.new_full((rows,), first) for name, first in FIRST_SCALE.items()}
     context = Context(target, Births(target), generator, scales)
-    state = _start(context, chains)
+    state = _start(context, chains, start)
     moves = sweep_of(target)
     kept: list[Chains] = []
     tried: dict[str, int] = {}
@@ -109,8 +115,11 @@ def keep_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-def _start(context: Context, chains: int) -> Chains:
-    """Half of the chains of each frame with the fewest emitters, half with the most, all drawn from the prior."""
+def _start(context: Context, chains: int, start: Tensor | None) -> Chains:
+    """Half of the chains of each frame with the fewest emitters, half with the most, all drawn from the prior.
+
+    start: None, or emitters (B, E, 3), u, v and N, that the second half has instead; the first with N = 0 is the last.
+    """
     target = context.target
     rows, most = len(target.counts), target.most
     possible = target.log_count.isfinite().nonzero()[:, 0]
@@ -121,5 +130,9 @@ def _start(context: Context, chains: int) -> Chains:
     if target.disc is not None:
         u, v = disc_positions(u.shape, target.disc[2], target.disc[:2], context.generator)
     emitters = torch.stack([u, v, torch.where(present_mask(count, most), photons, 0.0)], 2)
+    if start is not None:
+        start = start.repeat_interleave(chains, 0)
+        emitters = torch.where(many[:, None, None], start, emitters)
+        count = torch.where(many, (start[..., 2] > 0).sum(1), count)
     background, sigma = (low[3:] + (high - low)[3:] * context.uniform(rows, 2)).unbind(-1)
     return Chains.at(target, emitters, count, background, sigma)
