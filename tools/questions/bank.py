@@ -28,7 +28,8 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 TOOLS = {
     "math": math, "np": np, "torch": torch, "special": special, "stats": stats, "closed_forms": closed_forms,
     "imaging": imaging, "estimation": estimation, "posterior": posterior, "diffusion": diffusion,
-    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "pi", "erf", "ceil")}, "round": round, "float": float,
+    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "pi", "erf", "ceil")},
+    "round": round, "float": float,
 }  # fmt: skip
 
 
