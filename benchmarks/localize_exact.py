@@ -7,9 +7,11 @@ see the same frames in one run, in blocks as `localize` does: `--frames` of them
 for what these leave, and the first `--diffused` with the diffusion model alone. The aim, set before the first run: at
 most 5 s a frame on two cores, and an answer by the chains in at least 95 % of the groups.
 
-The CPU seconds are the fairer figure where other work runs beside. Then, of each mode: the share of the emitters
-within 1.96 sd along an axis, 0.95 where sds are right, of rows with an emitter within 1 px and a probability of 0.5 or
-more; and for each range of probability the share of rows that have such an emitter, beside the mean probability.
+The CPU seconds are the fairer figure where other work runs beside, and one thread needs fewer of them than two. Then,
+of each mode: the share of the emitters within 1.96 sd along an axis, of rows with an emitter within 1 px and a
+probability of 0.5 or more; and for each range of probability the share of rows that have such an emitter, beside the
+mean probability. The sds are about the mean of the draws and the positions are the peaks of ŷ, so that somewhat fewer
+than 0.95 of the emitters lie within 1.96 sd.
 """
 
 import argparse

@@ -468,7 +468,7 @@ def test_a_diffusion_model_is_a_sampler():
         ({"pixel_size_nm": 0.0}, "pixel_size_nm must be finite and positive"),
         ({"precision": "half"}, "precision must be one of"),
         ({"path": "locs.txt"}, "path must end in .csv, .hdf5, .h5"),
-        ({"sampler": None}, "settings, sampler_name and exact must be None, .., and None where"),
+        ({"sampler": None}, "settings, sampler_name and exact must be None, '' and None where there is no sampler"),
     ],
 )
 def test_bad_arguments(tmp_path, change, message):

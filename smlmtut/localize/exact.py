@@ -28,7 +28,9 @@ from ..posterior import Draws, Prior, chain_posterior, count_prior, effective_si
 from .samples import VALUES_AT_ONCE, Job
 from .windows import Window
 
-HALO = 4  # px, four sd of the PSF: with 3, two emitters 3 to 5 px apart seem 7 % less certain along the line between
+# px, four sd of the PSF. With 3, sds of two emitters 3 to 5 px apart are 7 % larger along the line that joins them than
+# in one run over both; with 4, 3 %, of which half may be chance
+HALO = 4
 # sides of the crops, px, and the most emitters in each. ŷ of one molecule is above 0.01 in 2 or 3 px along an axis.
 SIDES = {12: 12, 16: 16}
 MARGIN = 2.0  # px beyond a crop where emitters count too: one farther away sends 2 % of its light to the crop's edge
@@ -49,7 +51,8 @@ class ExactSettings:
         as long as before.
     r_hat, size: of the number of emitters in the group and of the mass of y there, the largest split-R̂ and the smallest
         effective size with which draws are trusted. With 100 independent draws a probability is known to 0.05 and a
-        standard deviation to 7 %; four chains that agree have R̂ of about 1.04 then.
+        standard deviation to 7 %; four chains that agree have R̂ of about 1.04 then. Where nothing varies both are
+        perfect: it is the different starts that tell of an emitter that is hard to reach.
     Raises ValueError for a value out of its range.
     """
 

@@ -24,12 +24,8 @@ from .windows import Span
 
 SAMPLED = ("u_sd", "v_sd", "probability")  # columns of a table that come from samples
 FRAMES_AT_ONCE, EXACT_AT_ONCE, PIXELS_AT_ONCE = 16, 64, 1 << 18  # limits of a block: frames, also with chains; pixels
-BLOCK_SIZES = (
-    FRAMES_AT_ONCE,
-    EXACT_AT_ONCE,
-    PIXELS_AT_ONCE,
-    VALUES_AT_ONCE,
-)  # they decide which random numbers a window gets
+# they decide which random numbers a window gets
+BLOCK_SIZES = (FRAMES_AT_ONCE, EXACT_AT_ONCE, PIXELS_AT_ONCE, VALUES_AT_ONCE)
 
 
 def localize_with_uncertainty(
