@@ -587,7 +587,7 @@ def small_runs(tmp_path, monkeypatch):
     settings = recipes.TrainingSettings(steps=1, batch=2, warmup=0, learning_rate=1e-3)
     monkeypatch.setattr(runs.recipes, "SHIPPED_DIFFUSION", settings)
     monkeypatch.setattr(runs, "CALIBRATION", 1)
-    for name, kind in zip(runs.RIVALS, (Gaussian, Quantiles, Dropout, SNGP, EmitterSet), strict=True):
+    for name, kind in zip(runs.RIVALS, (Gaussian, Quantiles, Dropout, SNGP, EmitterSet, Engression), strict=True):
         monkeypatch.setitem(runs.RIVALS, name, lambda kind=kind: kind(**SMALL))
     threads = torch.get_num_threads()
     runs.train(tmp_path, list(runs.RIVALS), [1], 64, threads)
@@ -597,12 +597,12 @@ def small_runs(tmp_path, monkeypatch):
 
 def test_runs_go_on_and_are_scored(small_runs, monkeypatch, batch):
     kept = {path: path.read_bytes() for path in small_runs.glob("*/*.pt")}
-    assert len(kept) == 10  # nine checkpoints and the covariance of SNGP
+    assert len(kept) == 11  # ten checkpoints and the covariance of SNGP
     runs.train(small_runs, list(runs.RIVALS), [1], 64, torch.get_num_threads())
     assert all(path.read_bytes() == before for path, before in kept.items())
     found = runs.networks(small_runs)
     assert {"ensemble-seed1-0k", "conformal-seed3-0k", "sngp-seed1-0k", "set-seed1-0k"} < set(found)
-    assert len(found) == 9 + 5 + 1
+    assert len(found) == 10 + 5 + 1
     some = bakeoff.Frames(batch.frame, batch.estimate, *(batch.kde for _ in range(4)))
     for name, network in found.items():
         drawn = runs.method(network)(some, 3, dice())
@@ -624,7 +624,7 @@ def test_the_covariance_of_a_run_is_from_its_own_batches(small_runs, phi):
 
 def test_all_rivals_see_the_same_frames(phi):
     drawn = [runs.draw_of(name, recipes.reference_scene(), phi)(2, dice(4)) for name in runs.RIVALS]
-    assert len(drawn) == 5 and isinstance(drawn[4], EmitterBatch)
+    assert len(drawn) == 6 and isinstance(drawn[4], EmitterBatch)
     assert all(torch.equal(x.estimate, drawn[4].estimate) for x in drawn)  # type: ignore[attr-defined]
 
 
