@@ -106,8 +106,8 @@ def tarp(samples: Tensor, truth: Tensor, references: Tensor, generator: torch.Ge
     """Share of the samples that lie nearer to a reference point than the truth does: (B,) float64 in (0, 1).
 
     Uniform over frames for a calibrated sampler, wherever the references are, as long as they do not depend on the
-    truth of their frame. It sees all pixels jointly. Draws of the prior pass it, too, where the references do not depend
-    on the frame: then it asks whether a model is calibrated, not whether it looks at the frame.
+    truth of their frame. It sees all pixels jointly. Draws of the prior pass it, too, where the references do not
+    depend on the frame: then it asks whether a model is calibrated, not whether it looks at the frame.
     samples: (B, S, ...); truth, references: (B, ...). The share is that of `ranks`, (r + uniform) / (S + 1).
     Lemos et al. (2023, ICML). Raises ValueError as `ranks` does, or for references of another shape.
     """
