@@ -36,8 +36,6 @@ from smlmtut.networks.precision import AUTOCAST, best_precision
 
 SAMPLES, FACTOR, SIGMA = 64, 4, 1.0
 PRIOR_FRAMES, PRIOR_SEED = 200, 20261129  # of the part on which coverage of the truth is measured
-TEMPER_FRAMES, TEMPER_SEED = 60, 20261203  # of the part on which a spread is mended
-FACTORS = [0.5 + 0.05 * k for k in range(31)]  # that are tried
 AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is reported
 FRAMES_AT_ONCE = 8
 CLASSES_ASKED = (*KINDS, "prior")
@@ -120,23 +118,6 @@ def prior_draws(kind: str) -> Method:
 def spread(samples: Tensor) -> Tensor:
     """Half of the mean distance of two samples, of each frame: how sharp a method claims to be, (B,)."""
     return torch.stack([torch.pdist(x.double().flatten(1)).mean() / 2 for x in samples])
-
-
-def stretched(samples: Tensor, factor: float) -> Tensor:
-    """Samples (B, S, ...) whose distances from their mean are multiplied."""
-    mean = samples.mean(1, keepdim=True)
-    return mean + factor * (samples - mean)
-
-
-def best_factor(method: Method, frames: Frames, seed: int = 0) -> float:
-    """The stretch of least energy score against the truth: what can be mended without an exact posterior."""
-    samples = method(frames, SAMPLES, step_generator(seed, 0))
-    return min(FACTORS, key=lambda factor: float(energy_score(stretched(samples, factor), frames.truth).mean()))
-
-
-def tempered(method: Method, factor: float) -> Method:
-    """A method whose samples are stretched."""
-    return lambda frames, samples, generator: stretched(method(frames, samples, generator), factor)
 
 
 def score(samples: Tensor, frames: Frames, kind: str) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -342,19 +323,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
-    parser.add_argument(
-        "--temper", action="store_true", help="the shipped model with a spread that is mended afterwards"
-    )
     add_arguments(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
     methods = {"cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
-    if given.temper:
-        some = prior_part(pretrained.load(), TEMPER_FRAMES, TEMPER_SEED)
-        factor = best_factor(methods["cddpm-2d, x and ŷ"], some)
-        print(f"least energy score on {TEMPER_FRAMES} other frames: deviations times {factor:.2f}", flush=True)
-        methods = {"cddpm-2d, stretched": tempered(methods["cddpm-2d, x and ŷ"], factor)}
     tell(methods, given.folder, given.part, given)
 
 

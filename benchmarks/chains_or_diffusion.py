@@ -1,8 +1,8 @@
 """When does it pay to sample by diffusion what Markov chains sample exactly?
 
-    python benchmarks/chains_or_diffusion.py --json smlmtut/results/chains_or_diffusion.json
+    python benchmarks/chains_or_diffusion.py --most 8 --densities --json smlmtut/results/chains_or_diffusion.json
 
-Two curves, on one thread unless told otherwise:
+Two curves, on one thread unless told otherwise; the command above computes the second alone, which chapter 10 shows:
   density   frames of one density, 0.5 to 8 emitters per µm²: the chains of `reference_posteriors.py`, longer until the
             certificate of `protocol.md` holds or ATTEMPTS are spent; independent draws a second, beside the model's
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,

@@ -103,9 +103,9 @@ def kept_scores(some: pd.DataFrame, molecules: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--frames", type=int, default=160)
     parser.add_argument("--density", type=float, default=3.0, help="molecules per µm² and frame")
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--json", type=Path, help="file that keeps the localizations")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()

@@ -1,7 +1,6 @@
 """Which number tells that a frame is not of the kind that the networks know? AUROC of each score for each oddity.
 
     python benchmarks/out_of_distribution.py --json smlmtut/results/out_of_distribution.json
-    python benchmarks/out_of_distribution.py --json … --rivals runs/rivals    # adds the scores of the rivals to it
 
 A score sees what a user has: the frame, its read variance and what the networks make of them. AUROC is the probability
 that an odd frame scores higher than an ordinary one; .5 is a coin. Ordinary frames are drawn from the training scene
@@ -19,7 +18,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks import rivals
 from benchmarks.reference_posteriors import SHAPE, camera_of
 from smlmtut._random import step_generator
 from smlmtut.estimation.likelihood import deviance
@@ -158,25 +156,6 @@ def scores(pair: Pair, phi: DeepSTORM, network: ConditionalDiffusion, samples: i
     }
 
 
-def network_scores(pair: Pair, phi: DeepSTORM, folder: Path) -> dict[str, Tensor]:
-    """Disagreement of the ensemble, and distance of the deterministic network, of rivals that were trained."""
-    x, variance = (t[:, None] for t in pair)
-    out = {}
-    with torch.no_grad():
-        y = phi(x, variance)
-        molecules, frame = 1 + y.clamp(min=0).sum((1, 2, 3)) / (2 * math.pi), frame_input(x, variance)
-        for name, network in rivals.networks(folder).items():
-            if isinstance(network, rivals.Ensemble):
-                mean, _ = network.each(y, frame)
-                out["disagreement of five"] = mean.var(1).sum((1, 2)) / molecules
-            elif isinstance(network, rivals.SNGP) and name.startswith("sngp-seed1-"):
-                phi_of, _ = network.features(y, frame)
-                covariance = torch.linalg.inv(network.precision).float()
-                seen = torch.einsum("bdhw,de,behw->bhw", phi_of, covariance, phi_of)
-                out["distance (SNGP)"] = (seen * (y[:, 0] > 0.05)).sum((1, 2)) / molecules
-    return out
-
-
 def auroc(ordinary_: Tensor, odd: Tensor) -> tuple[float, float]:
     """P(odd > ordinary), ties as one half, and its standard error by bootstrap over the frames."""
 
@@ -192,27 +171,17 @@ def auroc(ordinary_: Tensor, odd: Tensor) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--frames", type=int, default=60, help="of each kind")
-    parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument(
-        "--rivals", type=Path, help="folder of trained rivals: adds their scores to those that --json holds"
-    )
+    parser.add_argument("--frames", type=int, default=30, help="of each kind")
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--json", type=Path, help="file that keeps the scores of all frames")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
     found: dict[str, dict[str, Tensor]] = {}
-    if given.rivals:
-        kept = json.loads(given.json.read_text(encoding="utf-8"))
-        found = {odd: {score: torch.tensor(v) for score, v in row.items()} for odd, row in kept.items()}
     for k, (name, drawn) in enumerate([("ordinary", from_scene(ordinary())), *ODD.items()]):
-        if given.rivals:
-            pair = drawn(len(next(iter(found[name].values()))), step_generator(SEED, k))
-            found[name] |= network_scores(pair, phi, given.rivals)
-        else:
-            pair = drawn(given.frames, step_generator(SEED, k))
-            found[name] = scores(pair, phi, network, given.samples, SEED + k)
+        pair = drawn(given.frames, step_generator(SEED, k))
+        found[name] = scores(pair, phi, network, given.samples, SEED + k)
         print(name, {key: f"{float(value.median()):.3g}" for key, value in found[name].items()}, flush=True)
     areas = {
         odd: {

@@ -26,7 +26,6 @@ SOLVERS: dict[str, tuple[Callable, str]] = {  # sampler, spacing of its levels
     "DDIM, even in time": (samplers.ddim, "time"),
     "ancestral, β̃": (partial(samplers.ancestral, variance="posterior"), "log-snr"),
     "ancestral, β": (partial(samplers.ancestral, variance="beta"), "log-snr"),
-    "ancestral, optimal": (partial(samplers.ancestral, variance="optimal", data_variance=1.0), "log-snr"),
 }
 CALLS = (2, 4, 6, 8, 12, 20, 50, 100)
 KEPT = ("energy regret", "energy regret ±", "spread / exact", "CRPS core", "CRPS halo", "s a frame")
