@@ -144,19 +144,26 @@ def score(samples: Tensor, frames: Frames, kind: str) -> tuple[dict[str, float],
         each |= {f"exact p(K = {k})": (exact_counts == k).double().mean(1) for k in (1, 2)}
     if kind == "lone":
         seen = core.flatten(1).any(1)
-        bars = against.log_error_bar(samples[seen], frames.sd[seen], core[seen])
-        own = against.log_error_bar(frames.exact[seen], frames.sd[seen], core[seen])  # what 64 samples add
+        bars, first, second = (
+            against.log_error_bar(x[seen], frames.sd[seen], core[seen])
+            for x in (samples, samples[:, ::2], samples[:, 1::2])
+        )
+        own = (first - second) / 2  # has the variance that the method's own samples, so few, add to `bars`
         put(out, "error bar bias", bars)
-        scatter = lambda i: float((bars[i].var() - own[i].var()).clamp(min=0).sqrt())  # noqa: E731
+        scatter = lambda i: float((bars[i].var() - own[i].square().mean()).clamp(min=0).sqrt())  # noqa: E731
         out["error bar scatter"] = scatter(torch.arange(len(bars)))
         out["error bar scatter ±"] = against.bootstrap_error(scatter, len(bars))
-        each |= {"ln error bar": bars, "ln error bar of 64 exact draws": own}
+        each |= {"ln error bar": bars, "half of the difference of its halves": own}
     if kind == "pair":
         exact_two = each["exact p(K = 2)"]
         unsure = (exact_two > AMBIGUOUS[0]) & (exact_two < AMBIGUOUS[1])
         out["ambiguous"] = int(unsure.sum())
         if unsure.sum() > 1:
-            put(out, "p(K = 2) off", (each["p(K = 2)"] - exact_two).abs()[unsure])
+            found = each["p(K = 2)"][unsure], exact_two[unsure]
+            put(out, "p(K = 2) off", (found[0] - found[1]).abs())
+            off = lambda i: against.share_error(found[0][i], samples.shape[1], found[1][i], frames.exact.shape[1])  # noqa: E731
+            out["p(K = 2) off, rms without noise"] = off(torch.arange(len(found[0])))
+            out["p(K = 2) off, rms without noise ±"] = against.bootstrap_error(off, len(found[0]))
             put(out, "log loss of K, ambiguous", more[unsure])
     if kind == "crowded":
         mass, true = samples.sum((2, 3)), frames.truth.sum((1, 2))
@@ -219,9 +226,13 @@ def score_prior(samples: Tensor, frames: Frames) -> tuple[dict[str, float], dict
     energy, sharpness = energy_score(samples, frames.truth), spread(samples)
     put(out, "energy score", energy)
     put(out, "spread", sharpness)
-    levels = tarp(samples, frames.truth, frames.truth.roll(1, 0), torch.Generator().manual_seed(0))
-    out["TARP p"] = float(kstest(levels.numpy(), "uniform").pvalue)
-    return out, {"TARP level": levels, "energy score": energy}
+    each = {"energy score": energy}
+    points = {"": frames.truth.roll(1, 0), " from ŷ": frames.estimate[:, 0]}  # of another frame; of this one
+    for name, point in points.items():
+        levels = tarp(samples, frames.truth, point, torch.Generator().manual_seed(0))
+        out[f"TARP p{name}"] = float(kstest(levels.numpy(), "uniform").pvalue)
+        each[f"TARP level{name}"] = levels
+    return out, each
 
 
 Scored = tuple[dict[str, float], dict[str, Tensor]]
@@ -241,13 +252,14 @@ def judged(method: Method, frames: Frames, kind: str, seed: int = 0) -> Scored:
 
 def references(frames: Frames, kind: str) -> dict[str, Scored]:
     """Ceiling and floor: half of the exact draws against the other half, draws of the prior, ŷ as a point."""
-    drawn = prior_draws(kind)(frames, SAMPLES, step_generator(1, 0))
+    drawn, whole = (prior_draws(which)(frames, SAMPLES, step_generator(1, 0)) for which in (kind, "prior"))
     if kind == "prior":
         return {"prior": score_prior(drawn, frames)}
     half = SAMPLES // 2
     kept = replace(frames, exact=frames.exact[:, half:])
     point = frames.estimate.expand(-1, SAMPLES, -1, -1)
     found = {"exact, other draws": score(frames.exact[:, :half], kept, kind), "prior": score(drawn, frames, kind)}
+    found["prior, class unknown"] = score(whole, frames, kind)
     energy = against.energy_regret(point, frames.exact)
     return found | {"ŷ as a point": ({"energy regret": energy.relative(), "energy regret ±": energy.error()}, {})}
 

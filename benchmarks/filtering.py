@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.reference_posteriors import PIXEL_NM, SHAPE, camera_of
 from smlmtut._random import step_generator
-from smlmtut.evaluation.localization import Points, match
+from smlmtut.evaluation.localization import Pairs, Points, match
 from smlmtut.evaluation.resolution import fourier_ring_correlation, tapered
 from smlmtut.imaging.camera import Camera, expose
 from smlmtut.imaging.distributions import draw
@@ -55,8 +55,8 @@ def movie(frames: int, density: float) -> tuple[Tensor, Camera, Emitters]:
     return expose(expected_photons(emitters, PSF(1.0), SHAPE, BACKGROUND), camera, generator), camera, emitters
 
 
-def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFrame, int]:
-    """The table with `error` in nm, NaN where a row has no molecule; and the number of molecules inside the frames."""
+def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFrame, Points]:
+    """The table with `error` in nm, NaN where a row has no molecule; and the molecules inside the frames."""
     adu, camera, emitters = movie(frames, density)
     phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
     settings = SamplingSettings(samples, SEED)
@@ -67,10 +67,22 @@ def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFra
     inside = (emitters.u > -0.5) & (emitters.u < SHAPE[1] - 0.5) & (emitters.v > -0.5) & (emitters.v < SHAPE[0] - 0.5)
     frame, place = (emitters.mask & inside).nonzero(as_tuple=True)
     truth = Points(frame.numpy(), emitters.u[frame, place].double().numpy(), emitters.v[frame, place].double().numpy())
-    pairs = match(Points(*(table[name].to_numpy() for name in ("frame", "u", "v"))), truth, PIXEL_NM, TOLERANCE_NM)
+    pairs = matched(table, truth)
     error = np.full(len(table), math.nan)
     error[pairs.found.numpy()] = PIXEL_NM * pairs.distance.numpy()
-    return table.assign(error=error), len(frame)
+    return table.assign(error=error), truth
+
+
+def matched(table: pd.DataFrame, truth: Points) -> Pairs:
+    """The localizations of a table and their molecules."""
+    return match(Points(*(table[name].to_numpy() for name in ("frame", "u", "v"))), truth, PIXEL_NM, TOLERANCE_NM)
+
+
+def by_chance(table: pd.DataFrame, truth: Points) -> float:
+    """Share of the localizations that find a molecule when each frame is held against the molecules of the next one,
+    which lie on the same filaments."""
+    moved = replace(truth, frame=(truth.frame - 1) % (int(truth.frame.max()) + 1))
+    return len(matched(table, moved).found) / len(table)
 
 
 def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -110,7 +122,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    table, molecules = localizations(given.frames, given.density, given.samples)
+    table, truth = localizations(given.frames, given.density, given.samples)
+    molecules = len(truth.frame)
     rows = {}
     for name, values in filters(table).items():
         order = np.argsort(-values, kind="stable")
@@ -118,10 +131,14 @@ def main() -> None:
             some = table.iloc[order[: round(share * len(table))]]
             rows[name, f"{share:.0%}"] = kept_scores(some, molecules)
     print(f"{len(table)} localizations of {molecules} molecules")
+    print(f"{by_chance(table, truth):.1%} of them have a molecule in the frame after, where none belongs to them")
     print(pd.DataFrame(rows).T.round(3).to_string())
     if given.json:
         columns = {name: [None if x != x else float(f"{x:.4g}") for x in table[name]] for name in table}
-        given.json.write_text(json.dumps({"molecules": molecules, "rows": columns}) + "\n", encoding="utf-8")
+        given.json.write_text(
+            json.dumps({"molecules": molecules, "by chance": by_chance(table, truth), "rows": columns}) + "\n",
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

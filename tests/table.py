@@ -300,6 +300,12 @@ def table(device: str = "cpu") -> list[Row]:
         partial(against_exact.count_log_loss, most=3),
         {"counts": numbers, "exact": numbers},
     )
+    shares = torch.tensor([0.2, 0.5, 0.9])
+    row(
+        "against_exact.share_error",
+        partial(against_exact.share_error, draws=64, exact_draws=64),
+        {"shares": shares, "exact": shares.flip(0)},
+    )
     row(
         "against_exact.two_sample_accuracy",
         partial(against_exact.two_sample_accuracy, classifier=LogisticRegression()),

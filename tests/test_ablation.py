@@ -157,10 +157,22 @@ def test_prior_draws_cover_the_truth_and_a_narrow_sampler_does_not(monkeypatch):
     frames = bakeoff.prior_part(pretrained.load(), 60)
     found, each = bakeoff.judged(bakeoff.prior_draws("prior"), frames, "prior")
     assert each["TARP level"].shape == (60,) and found["TARP p"] > 1e-3
+    assert found["TARP p from ŷ"] < 1e-6  # from a point that the frame gives, it does not
     draws = bakeoff.prior_draws("prior")(frames, 16, step_generator(3, 0))
     narrow = draws.mean(1, keepdim=True) + 0.3 * (draws - draws.mean(1, keepdim=True))
     few, _ = bakeoff.score_prior(narrow, frames)
     assert few["TARP p"] < 1e-3 and few["mass spread–skill"] < 0.5 < found["mass spread–skill"]
+
+
+def test_the_scatter_of_error_bars_is_free_of_what_few_samples_add():
+    """Exact draws have none, however few; a sampler whose width is wrong by 20 % a frame has .2."""
+    known = frames(200, draws=48)
+    wrong = (0.2 * normal(200, 1, 1, 1)).exp().float()
+    mean, draws = known.exact.mean(1, keepdim=True), known.exact[:, :24]
+    found, _ = bakeoff.score(draws, known, "lone")
+    off, _ = bakeoff.score(mean + wrong * (draws - mean), known, "lone")
+    assert found["error bar scatter"] < 0.06
+    assert off["error bar scatter"] == pytest.approx(0.2, abs=0.04)
 
 
 def test_the_spread_is_that_of_the_draws():

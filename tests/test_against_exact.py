@@ -95,6 +95,16 @@ def test_the_log_loss_of_a_number_is_zero_for_the_exact_one_and_a_divergence_for
     assert float(wrong.excess.mean()) == pytest.approx(float((q * (q / p).log()).sum()), abs=0.02)
 
 
+@pytest.mark.parametrize("off", [0.0, 0.06])
+def test_the_error_of_a_share_is_free_of_the_noise_of_few_draws(off):
+    """20,000 frames of 64 draws against 64: the plain rms is .09 where nothing is wrong."""
+    generator = torch.Generator().manual_seed(2)
+    p = 0.1 + 0.8 * torch.rand(20_000, generator=generator, dtype=torch.float64)
+    said, exact = (torch.binomial(torch.full_like(p, 64), q, generator=generator) / 64 for q in (p + off, p))
+    assert float((said - exact).square().mean().sqrt()) > 0.07
+    assert against.share_error(said, 64, exact, 64) == pytest.approx(off, abs=0.012 if off == 0 else 0.002)
+
+
 def test_bootstrap_is_the_standard_error_of_a_mean():
     x = normal(400)
     assert against.bootstrap_error(lambda i: float(x[i].mean()), 400) == pytest.approx(float(x.std()) / 20, rel=0.1)
@@ -226,6 +236,13 @@ def test_bad_input():
         against.peak_counts(x[:, :, 0, 0], 4, 1.0)
     with pytest.raises(ValueError, match=r"counts and exact must be \(B, S\) and \(B, R\)"):
         against.count_log_loss(torch.ones(2, 3), torch.ones(3, 3), 2)
+    share = torch.tensor([0.2, 0.5])
+    with pytest.raises(ValueError, match=r"shares and exact must be \(B,\), got \(1,\) and \(2,\)"):
+        against.share_error(share[:1], 64, share, 64)
+    with pytest.raises(ValueError, match="exact must lie between 0 and 1, got values from 0.6.* to 1.5"):
+        against.share_error(share, 64, 3 * share, 64)
+    with pytest.raises(ValueError, match="exact_draws must be .*2.*, got 1"):
+        against.share_error(share, 64, share, 1)
     with pytest.raises(ValueError, match="B and R of at least 4"):
         against.two_sample_accuracy(x[:, :, 0], x[:, :4, 0], LogisticRegression())
     with pytest.raises(ValueError, match="frames must be .*2"):

@@ -180,7 +180,7 @@ ON_CPU = {
     "calibration.sparsification", "proper_scores.crps", "proper_scores.energy_score", "proper_scores.crps_normal",
     "proper_scores.crps_point", "against_exact.energy_regret", "against_exact.crps_regret",
     "against_exact.log_error_bar", "against_exact.peak_counts", "against_exact.summary_vector",
-    "against_exact.count_log_loss", "resolution.fourier_ring_correlation",
+    "against_exact.count_log_loss", "against_exact.share_error", "resolution.fourier_ring_correlation",
     "localization.match", "localization.inside", "schedule.NoiseSchedule",
     "schedule.NoiseSchedule.from_betas",
 }  # fmt: skip

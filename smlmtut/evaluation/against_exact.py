@@ -148,6 +148,25 @@ def count_log_loss(counts: Tensor, exact: Tensor, most: int) -> Regret:
     return Regret(ours - theirs, theirs)
 
 
+def share_error(shares: Tensor, draws: int, exact: Tensor, exact_draws: int) -> float:
+    """Root of the mean squared difference of two probabilities that are known as shares of draws, without their noise.
+
+    shares: (B,) of `draws` draws of a model; exact: (B,) of `exact_draws` exact draws. A share q of n draws has variance
+    p (1 − p) / n, of which q (1 − q) / (n − 1) is an unbiased estimate; both are subtracted from the mean square, and
+    0 is returned where more is subtracted than there is. Without that, two exact sets of 64 draws differ by up to .09.
+    Raises ValueError for shares outside 0–1, shapes that differ, or fewer than two draws.
+    """
+    shares, exact = (on_host(name, x) for name, x in (("shares", shares), ("exact", exact)))
+    if shares.shape != exact.shape or shares.ndim != 1:
+        raise ValueError(f"shares and exact must be (B,), got {tuple(shares.shape)} and {tuple(exact.shape)}")
+    for name, x in (("shares", shares), ("exact", exact)):
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise ValueError(f"{name} must lie between 0 and 1, got values from {float(x.min())} to {float(x.max())}")
+    known = [(shares, whole("draws", draws, 2)), (exact, whole("exact_draws", exact_draws, 2))]
+    noise = sum(x * (1 - x) / (n - 1) for x, n in known)
+    return math.sqrt(max(0.0, float(((shares - exact).square() - noise).mean())))
+
+
 def summary_vector(samples: Tensor, factor: int, sigma: float, seed: int = 0) -> Tensor:
     """What a classifier sees of each image, (B, S, 6 + PROJECTIONS) float64.
 
@@ -175,10 +194,11 @@ def two_sample_accuracy(samples: Tensor, exact: Tensor, classifier: object, seed
     """Share of held-out images that a classifier assigns rightly to model or exact posterior, and its standard error.
 
     samples, exact: (B, S, n) and (B, R, n) from `summary_vector`, R even. Half of the exact draws give each frame's
-    mean and sd, in whose units the others, and as many samples, are expressed: so the classifier sees whether they lie
-    where this frame's posterior does. classifier: with `fit` and `predict`, as scikit-learn's have. It learns on half
-    of the frames and is asked about the others, then the halves change places; no frame is on both sides. 0.5 is what
-    an exact model has. The error takes frames, not images, as independent.
+    mean and sd (at least a tenth of the rms sd over the frames), in whose units the others, and as many samples, are
+    expressed: so the classifier sees whether they lie where this frame's posterior does. classifier: with `fit` and
+    `predict`, as scikit-learn's have. It learns on half of the frames and is asked about the others, then the halves
+    change places; no frame is on both sides. 0.5 is what an exact model has. The error takes frames, not images, as
+    independent.
     Raises ValueError for shapes that do not fit, values that are not finite, or fewer than four frames.
     """
     samples, exact = _two(samples, exact)
@@ -191,7 +211,9 @@ def two_sample_accuracy(samples: Tensor, exact: Tensor, classifier: object, seed
     samples, exact = samples.cpu().double(), exact.cpu().double()
     known, drawn = exact[:, :half], exact[:, half:]
     both = torch.cat([samples[:, : drawn.shape[1]], drawn], 1)
-    both = (both - known.mean(1, keepdim=True)) / known.std(1, keepdim=True).clamp(min=1e-9)
+    sd = known.std(1, keepdim=True)
+    least = sd.square().mean(0, keepdim=True).sqrt() / 10  # a number of peaks that never varies in a frame has sd 0
+    both = (both - known.mean(1, keepdim=True)) / sd.maximum(least.clamp(min=1e-9))
     label = (torch.arange(both.shape[1]) >= drawn.shape[1]).long().expand(len(both), -1)
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(whole("seed", seed, 0)))
     right = torch.zeros(len(both), dtype=torch.float64)
