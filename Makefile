@@ -17,7 +17,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check course slides browser serve clean distclean
+.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check course slides offline browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -60,6 +60,10 @@ course: $(READY)  ## write the student and the instructor edition of every chapt
 slides: $(READY)  ## run the chapters that changed, then write a deck of slides for each, _build/slides/
 	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS)
 	$(PY) -m tools.slides --profile $(PROFILE)
+
+offline: book course slides  ## all that a class without a network needs, in one archive (WHEELS=1: with the packages)
+	$(PY) -m tools.questions --output _build/questions
+	$(PY) -m tools.offline $(if $(WHEELS),--wheels)
 
 lint: $(DEV)  ## style, types, imports, spelling, workflows, environment.yml
 	$(PY) -m ruff check $(CODE) notebooks

@@ -151,9 +151,9 @@ def count_log_loss(counts: Tensor, exact: Tensor, most: int) -> Regret:
 def share_error(shares: Tensor, draws: int, exact: Tensor, exact_draws: int) -> float:
     """Root of the mean squared difference of two probabilities that are known as shares of draws, without their noise.
 
-    shares: (B,) of `draws` draws of a model; exact: (B,) of `exact_draws` exact draws. A share q of n draws has variance
+    shares: (B,) of `draws` draws of a model; exact: (B,) of `exact_draws` exact draws. A share q of n draws varies by
     p (1 − p) / n, of which q (1 − q) / (n − 1) is an unbiased estimate; both are subtracted from the mean square, and
-    0 is returned where more is subtracted than there is. Without that, two exact sets of 64 draws differ by up to .09.
+    0 is returned where more is subtracted than there is. Without it two exact sets of 64 draws are .09 apart.
     Raises ValueError for shares outside 0–1, shapes that differ, or fewer than two draws.
     """
     shares, exact = (on_host(name, x) for name, x in (("shares", shares), ("exact", exact)))
