@@ -7,6 +7,7 @@ DEVICE  ?= auto
 JOBS    ?= 2
 PORT    ?= 8000
 CHAPTER ?= 01
+LANGUAGE ?= de
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -17,7 +18,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check course slides offline browser serve clean distclean
+.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check course slides offline translation browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -64,6 +65,9 @@ slides: $(READY)  ## run the chapters that changed, then write a deck of slides 
 offline: book course slides  ## all that a class without a network needs, in one archive (WHEELS=1: with the packages)
 	$(PY) -m tools.questions --output _build/questions
 	$(PY) -m tools.offline $(if $(WHEELS),--wheels)
+
+translation: book  ## the book in another language, as far as it is translated (LANGUAGE=de)
+	$(PY) -m tools.translate $(LANGUAGE)
 
 lint: $(DEV)  ## style, types, imports, spelling, workflows, environment.yml
 	$(PY) -m ruff check $(CODE) notebooks
