@@ -55,8 +55,8 @@ colab: $(READY)  ## write the Colab edition, notebooks/*.ipynb
 colab-check: $(READY)  ## fail if the Colab edition is not what the chapters say
 	$(PY) -m tools.colab --check
 
-course: $(READY)  ## write the student and the instructor edition of every chapter, _build/course/
-	$(PY) -m tools.course
+course: $(READY)  ## write the student and the instructor edition of every chapter, _build/course/ (PIN=v0.2.0: of a release)
+	$(PY) -m tools.course $(if $(PIN),--pin $(PIN))
 
 slides: $(READY)  ## run the chapters that changed, then write a deck of slides for each, _build/slides/
 	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS)

@@ -1,11 +1,17 @@
-"""Sphinx extension: under each chapter's title, a row that launches it on Colab and tells how long it ran."""
+"""Sphinx extension: under each chapter's title, a row that launches it on Colab and tells its version and its time."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
+
+if not __package__:  # as an extension
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import release
 
 
 def launch_links(repository: str, branch: str, page: str) -> list[tuple[str, str, str]]:
@@ -29,6 +35,8 @@ def add_row(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     row = nodes.paragraph(classes=["launch-row"])
     for text, address, name in launch_links(theme["repository_url"], theme["repository_branch"], docname):
         row += nodes.reference("", text, refuri=address, classes=[name])
+    if version := release.version_of(Path(app.srcdir), Path(docname).name):
+        row += nodes.inline("", f"Chapter version {version}.", classes=["launch-time"])
     if seconds := run_seconds(app, docname):
         row += nodes.inline("", f"This page ran in {seconds:.0f} s.", classes=["launch-time"])
     title.parent.insert(title.parent.index(title) + 1, row)

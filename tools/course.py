@@ -6,6 +6,7 @@ test cell. Instructor: solutions open, and the claims that test each. A chapter 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import sys
 from dataclasses import dataclass
@@ -230,9 +231,9 @@ class Student(CourseEdition):
             self.cells.append(new_code_cell(test, metadata=dict(FOLDED)))
 
 
-def editions(root: Path) -> tuple[dict[str, str], list[str]]:
+def editions(root: Path, pin: str = "") -> tuple[dict[str, str], list[str]]:
     """The notebooks by file name, and the chapters that are left out with the first thing that they lack."""
-    book, written, left_out = Book(root), {}, []
+    book, written, left_out = Book(root, pin), {}, []
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.md")):
         if contract.is_appendix(path):
             continue
@@ -245,11 +246,14 @@ def editions(root: Path) -> tuple[dict[str, str], list[str]]:
     return written, left_out
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write the editions; 0 if all is well."""
+    parser = argparse.ArgumentParser(prog="python -m tools.course", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pin", default="", help="a release such as v0.2.0: links and installation point to it")
+    given = parser.parse_args(arguments)
     out = ROOT / "_build" / "course"
     try:
-        written, left_out = editions(ROOT)
+        written, left_out = editions(ROOT, given.pin)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

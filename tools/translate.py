@@ -33,7 +33,7 @@ TEXTS = "texts"  # folder in _build where the texts of all pages are gathered
 
 
 def configuration(root: Path, language: str, locale: Path, place: str) -> Path:
-    """The book's configuration in a language, in _build/PLACE, with the chapters' run that `make book` kept."""
+    """The configuration in a language, in _build/PLACE, with the chapters' run that `make book` kept."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     config["execute"] |= {"cache": str(root / "_build" / ".jupyter_cache")}
     if place == TEXTS:

@@ -66,11 +66,15 @@ class Page:
 
 
 class Book:
-    """All pages of the book under root, read and numbered."""
+    """All pages of the book under root, read and numbered. pin: a tag of a release that links point to, instead of the
+    branch that _config.yml names."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, pin: str = "") -> None:
+        if pin and not re.fullmatch(r"v\d+\.\d+\.\d+", pin):
+            raise ValueError(f"pin must be a tag such as v0.2.0, got {pin!r}")
         self.root = root
         self.config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+        self.pin = pin
         self.pages: dict[str, Page] = {}
         self.labels: dict[str, Label] = {}  # by label in lower case
         self.headings: dict[tuple[str, str], Label] = {}  # by page and slug
@@ -90,8 +94,8 @@ class Book:
 
     @property
     def branch(self) -> str:
-        """The branch that links point to."""
-        return self.config["repository"]["branch"]
+        """The branch, or the tag of a release, that links point to."""
+        return self.pin or self.config["repository"]["branch"]
 
     @property
     def macros(self) -> dict[str, str]:

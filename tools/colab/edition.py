@@ -18,6 +18,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from smlmtut import data
+from tools import release
 from tools.colab.blocks import Writer, details
 from tools.colab.book import Book, Page
 from tools.colab.myst import Block, MystError
@@ -131,9 +132,11 @@ class Edition:
         slug = self.book.repository.removeprefix("https://github.com/")
         colab = f"https://colab.research.google.com/github/{slug}/blob/{self.book.branch}/{self.page.name}.ipynb"
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
+        version = release.version_of(self.book.root, Path(self.page.name).name)
         return (
             f"{badge}\n\n*{self.book.config['title']}.* [Read this chapter in the book]"
             f"({self.book.url(self.page.name)}), with its figures. For a GPU choose *Runtime*, *Change runtime type*."
+            + (f" Chapter version {version}." if version else "")
         )
 
     def install(self) -> str:
