@@ -38,7 +38,8 @@ DATA_SD = 0.034  # rms of y − ŷ over the training frames: the constant scale
 EDM_MEAN, EDM_SD = -1.2 - math.log(0.5), 1.2
 PREDICTED = ("noise", "v", "edm", "flow")
 SCALES = ("constant", "convolution", "reader")
-VARIANTS = [f"{p}-{s}" for p in PREDICTED for s in SCALES]
+LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, about 7 px
+VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL]
 
 
 def draw_levels(predicted: str, batch: int, generator: torch.Generator) -> Tensor:
@@ -100,10 +101,12 @@ class Variant(ConditionalDiffusion):
     """One of VARIANTS; everything but what its name says is that of the shipped model."""
 
     def __init__(self, name: str, **architecture: Any) -> None:
-        self.predicted, self.scaled = name.split("-")
+        self.predicted, self.scaled = name.split("-")[:2]
         super().__init__("whitened", "noise" if self.predicted == "noise" else "v", **architecture)
         assert self.reader is not None
         shipped = self.architecture
+        if name == LOCAL:
+            self.unet.attention = nn.Identity()  # type: ignore[assignment]
         if self.scaled == "constant":
             self.reader = Constant(image=self.predicted == "noise")  # type: ignore[assignment]
         elif self.scaled == "convolution":
@@ -136,7 +139,7 @@ def made(name: str, seed: int) -> Variant:
         torch.manual_seed(seed)
         start = ConditionalDiffusion().unet.state_dict()
         network = Variant(name)
-    network.unet.load_state_dict(start)
+    network.unet.load_state_dict({key: start[key] for key in network.unet.state_dict()})
     return network
 
 

@@ -68,7 +68,7 @@ def base():
 
 def test_all_start_with_the_same_network_and_see_the_same_frames(base):
     networks = {name: made(name, 3) for name in VARIANTS}
-    assert len(networks) == 12
+    assert len(networks) == 13
     first = networks["v-reader"].unet.state_dict()
     for name, network in networks.items():
         assert all(torch.equal(x, first[key]) for key, x in network.unet.state_dict().items()), name
@@ -112,6 +112,21 @@ def test_a_run_goes_on_and_its_weights_are_read(tmp_path, monkeypatch):
     network = ablation.trained(run)
     assert network is not None and network.predicted == "flow"
     assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_without_attention_a_change_is_seen_no_farther_than_the_convolutions_reach():
+    torch.manual_seed(0)
+    reaches = {}
+    for name in ("v-constant", ablation.LOCAL):
+        unet = made(name, 3).unet
+        torch.nn.init.normal_(unet.head.weight, std=0.1)  # it starts at 0
+        images = torch.randn(1, unet.architecture["inputs"], 128, 8)
+        changed = images.clone()
+        changed[:, :, 64:68] += 1
+        moved = (unet(changed, torch.zeros(1)) - unet(images, torch.zeros(1))).abs().amax((0, 1, 3)) > 0
+        reaches[name] = int((moved.nonzero()[:, 0] - 66).abs().max())
+    assert reaches["v-constant"] > 60
+    assert 16 < reaches[ablation.LOCAL] <= 40
 
 
 # -- scores ------------------------------------------------------------------------------------------------

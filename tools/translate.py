@@ -48,7 +48,7 @@ def configuration(root: Path, language: str, locale: Path, place: str) -> Path:
 def build(root: Path, language: str, locale: Path, place: str, *options: str) -> None:
     """Run Jupyter Book into _build/PLACE/_build.
 
-    Raises CalledProcessError, with its log, where it fails, and ValueError where it ran chapters, which `make book` does.
+    Raises CalledProcessError, with its log, where it fails, and ValueError where it ran chapters: `make book` does.
     """
     config = configuration(root, language, locale, place)
     where = ["--config", str(config), "--path-output", str(config.parent)]
