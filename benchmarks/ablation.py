@@ -16,6 +16,7 @@ Both are proved in the tests, from the formulas of their papers. So all run thro
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from torch import Tensor, nn
 
 from benchmarks import bakeoff
 from smlmtut.diffusion.schedule import NoiseSchedule
+from smlmtut.estimation.joint import JointFit, fit_emitters
+from smlmtut.imaging.kde import kde_image, to_coordinates, to_super_resolved
+from smlmtut.imaging.psf import Emitters
 from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import MOLECULES, STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms
 from smlmtut.networks.checkpoint import read_average
-from smlmtut.networks.deepstorm import Convolution
+from smlmtut.networks.deepstorm import ANSCOMBE, NOISE_SCALE, SIGNAL_SCALE, Convolution
 from smlmtut.networks.settings import Draw, TrainingSettings
+from smlmtut.networks.unet import UNet
 from smlmtut.networks.whitening import SCALE_AT_START
 
 DATA_SD = 0.034  # rms of y − ŷ over the training frames: the constant scale
@@ -39,7 +44,10 @@ EDM_MEAN, EDM_SD = -1.2 - math.log(0.5), 1.2
 PREDICTED = ("noise", "v", "edm", "flow")
 SCALES = ("constant", "convolution", "reader")
 LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, about 7 px
-VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL]
+FITTED = "v-constant-fit"  # sees the fit of the peaks of ŷ to the frame beside ŷ: as a KDE, and its sd by the curvature
+VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED]
+LOWEST_PEAK, FIT_STEPS = 0.25, 12  # of ŷ that is fitted; of the fit
+PHOTON_LIMITS, KERNEL_SD = (100.0, 2000.0), 1.0
 
 
 def draw_levels(predicted: str, batch: int, generator: torch.Generator) -> Tensor:
@@ -112,6 +120,17 @@ class Variant(ConditionalDiffusion):
         elif self.scaled == "convolution":
             self.reader = PlainScale(4 if self.frame else 1, shipped["reading"], self.floor)  # type: ignore[assignment]
 
+        if name == FITTED:
+            self.unet = UNet(self.unet.architecture["inputs"] + 2, 1, tuple(shipped["channels"]), shipped["blocks"])
+        self.fitted = name == FITTED
+
+    def condition(self, estimate: Tensor, frame: Tensor | None = None, frame_given: Tensor | None = None) -> Tensor:
+        condition = super().condition(estimate, frame, frame_given)
+        if not self.fitted:
+            return condition
+        assert frame is not None
+        return torch.cat([condition, *fit_images(estimate, frame)], 1)
+
     def loss_terms(self, batch: DiffusionBatch) -> LossTerms:
         terms = super().loss_terms(batch)
         weight = terms.weight
@@ -119,6 +138,47 @@ class Variant(ConditionalDiffusion):
             molecules = batch.estimate.clamp(min=0).sum((1, 2, 3), keepdim=True) / (2 * torch.pi)
             weight = (MOLECULES / (1 + molecules)).expand_as(weight)
         return LossTerms(terms.squared_error * level_weight(self.predicted, batch.gamma), terms.nll, weight)
+
+
+@torch.no_grad()
+def fit_images(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """The KDE of the emitters that fit the frame best, searched from the peaks of ŷ, and its sd; (B, 1, fH, fW)."""
+    with torch.autocast(estimate.device.type, enabled=False):
+        electrons, variance = frame_electrons(frame)
+        fit = fit_emitters(electrons, peak_emitters(estimate, LOWEST_PEAK), variance, max_iterations=FIT_STEPS)
+        return kde_image(fit.emitters, (frame.shape[2], frame.shape[3])), kde_sd(fit, frame.shape[2:])
+
+
+def frame_electrons(frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Photo-electrons and read variance (B, H, W) of what the networks see, (B, 2, H, W); see `network_input`."""
+    variance = (frame[:, 1] * NOISE_SCALE).square()
+    dark = variance + ANSCOMBE
+    return (frame[:, 0] * SIGNAL_SCALE / 2 + dark.sqrt()).square() - dark, variance
+
+
+def peak_emitters(estimate: Tensor, lowest: float) -> Emitters:
+    """The peaks of ŷ (B, 1, fH, fW) as emitters of the prior's mean photon number."""
+    found = to_coordinates(estimate, ConditionalDiffusion.factor, KERNEL_SD, lowest)
+    there = found.frame[:, None] == torch.arange(len(estimate))  # (K, B)
+    at = (found.frame, (there.cumsum(0) - 1)[there])
+    u, v, photons = estimate.new_zeros(3, len(estimate), max(1, int(there.sum(0).max())))
+    u[at], v[at], photons[at] = found.u, found.v, sum(PHOTON_LIMITS) / 2
+    return Emitters(u, v, photons, photons > 0)
+
+
+def kde_sd(fit: JointFit, shape: Sequence[int]) -> Tensor:
+    """Standard deviation of the fit's KDE, to first order in the errors of the positions: (B, 1, fH, fW)."""
+    f, covariance = ConditionalDiffusion.factor, fit.covariance().float()
+    u, v = (to_super_resolved(place, f)[..., None] for place in (fit.emitters.u, fit.emitters.v))  # (B, E, 1)
+    off_v, off_u = (torch.arange(f * n, dtype=torch.float32) - place for n, place in zip(shape, (v, u), strict=True))
+    k_v, k_u = (-off_v.square()).exp(), (-off_u.square()).exp()  # squares of the kernel's factors, of sd 1
+    uu, vv, uv = (
+        f**2 * covariance[:, i:-2:3, j:-2:3].diagonal(dim1=1, dim2=2) * fit.emitters.mask
+        for i, j in ((0, 0), (1, 1), (0, 1))
+    )  # (B, E) in super-resolved pixels²
+    terms = [(uu, k_v, off_u**2 * k_u), (vv, off_v**2 * k_v, k_u), (2 * uv, off_v * k_v, off_u * k_u)]
+    variance = sum(torch.einsum("be,beh,bew->bhw", weight, rows, columns) for weight, rows, columns in terms)
+    return variance.clamp(min=0).sqrt()[:, None]  # type: ignore[union-attr]
 
 
 def batches(name: str, base: Draw) -> Draw:
@@ -139,7 +199,8 @@ def made(name: str, seed: int) -> Variant:
         torch.manual_seed(seed)
         start = ConditionalDiffusion().unet.state_dict()
         network = Variant(name)
-    network.unet.load_state_dict({key: start[key] for key in network.unet.state_dict()})
+    own = network.unet.state_dict()
+    network.unet.load_state_dict({key: start[key] if start[key].shape == x.shape else x for key, x in own.items()})
     return network
 
 

@@ -1,0 +1,171 @@
+"""All emitters of a frame at once: the mode of their posterior for a known number of them, and its curvature.
+
+Damped Fisher scoring as in `fit`, on the same likelihood, with the emitters' parameters, one background and one sigma
+in one vector. Where molecules are apart it is the fit of each; where they overlap it is not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._validate import finite, floating, instance, non_negative, tensor, whole
+from ..imaging.psf import Emitters, pixel_factors
+
+Limits = tuple[float, float]
+STEP = 0.5  # px: the largest change of a position in one step; beyond it the expansion of the image does not hold
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """The fit of B frames with up to E emitters each.
+
+    emitters: at the mode, (B, E). background, sigma: (B,) photo-electrons per pixel, pixels. deviance: (B,) as in
+    `fit.Fit`, without the terms of the data alone. information: (B, P, P) of Eq. 3 and of the prior, P = 3 E + 2, in
+    the order u_1, v_1, N_1, u_2, …, b, sigma; the identity for an emitter that is not present. converged: (B,) bool.
+    """
+
+    emitters: Emitters
+    background: Tensor
+    sigma: Tensor
+    deviance: Tensor
+    information: Tensor
+    converged: Tensor
+
+    def covariance(self) -> Tensor:
+        """Covariance of all parameters, the inverse of the information: (B, P, P)."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.information))
+
+    def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Positions u and v, (B, S, E) each, from the normal distribution with this mode and covariance.
+
+        It is the posterior where that is normal (Laplace): for lone bright molecules, not for two that may be one.
+        """
+        size = (len(self.information), whole("samples", samples), self.information.shape[-1])
+        noise = torch.randn(size, generator=generator, dtype=torch.float64, device=generator.device)
+        factor = torch.linalg.cholesky(self.information)  # L Lᵀ = information, so L⁻ᵀ noise has the covariance
+        moved = torch.linalg.solve_triangular(factor.mT, noise.mT, upper=True).mT[..., :-2]
+        u, v = (getattr(self.emitters, name)[:, None] for name in "uv")
+        return u + moved[..., 0::3].to(u), v + moved[..., 1::3].to(v)
+
+
+def fit_emitters(
+    frames: Tensor,
+    start: Emitters,
+    read_variance: float | Tensor = 0.0,
+    photons: Limits = (100.0, 2000.0),
+    background: Limits = (0.0, 20.0),
+    sigma: Limits = (0.92, 1.08),
+    *,
+    tolerance: float = 1e-2,
+    max_iterations: int = 30,
+) -> JointFit:
+    """Fit the emitters of every frame together, from where `start` has them.
+
+    frames: (B, H, W) photo-electrons. start: (B, E); those not present are left alone. read_variance: e⁻², a number,
+        (H, W) or (B, H, W). photons, background, sigma: limits of a uniform prior, which the mode keeps; the
+        information has that of a normal prior with the same variance. A position stays within 3 px of the frame.
+    tolerance: a frame has converged when no step is larger than this share of its sd. max_iterations: of each frame.
+    Returns a JointFit in the type of frames, its information in float64.
+    Raises ValueError for a value that is not finite, a wrong shape, or limits that are not increasing.
+    """
+    frames = finite("frames", floating("frames", frames, 3))
+    if len(instance("start", start, Emitters)) != len(frames):
+        raise ValueError(f"start must have a row for each of the {len(frames)} frames, got {len(start)}")
+    variance = tensor("read_variance", non_negative("read_variance", read_variance)).to(frames)
+    if tuple(variance.shape) not in ((), tuple(frames.shape[1:]), tuple(frames.shape)):
+        raise ValueError(
+            f"read_variance must be a number or have shape {tuple(frames.shape[1:])} or {tuple(frames.shape)}, "
+            f"got {tuple(variance.shape)}"
+        )
+    for name, limits in (("photons", photons), ("background", background), ("sigma", sigma)):
+        if not 0 <= limits[0] < limits[1]:
+            raise ValueError(f"{name} must be two increasing limits of at least 0, got {limits}")
+    model = _Model(frames, variance, start.to(frames.device, frames.dtype), photons, background, sigma)
+    return model.fit(tolerance, whole("max_iterations", max_iterations))
+
+
+class _Model:
+    """Frames, limits, and which parameters there are. theta: (B, P)."""
+
+    def __init__(
+        self, frames: Tensor, variance: Tensor, start: Emitters, photons: Limits, background: Limits, sigma: Limits
+    ) -> None:
+        self.variance = variance.expand_as(frames)
+        self.counts, self.start = frames + self.variance, start
+        batch, (height, width), emitters = len(frames), frames.shape[1:], start.u.shape[1]
+        own = [(-3.5, width + 2.5), (-3.5, height + 2.5), photons] * emitters
+        limits = frames.new_tensor([*own, background, sigma])
+        self.low, self.high = limits.T
+        first = torch.stack([start.u, start.v, start.photons], -1).flatten(1)
+        edges = frames.new_tensor([background, sigma]).mean(1)
+        self.theta = torch.cat([first, edges.expand(batch, 2)], 1).clamp(self.low, self.high)
+        present = start.mask.repeat_interleave(3, 1)
+        self.free = torch.cat([present, present.new_ones(batch, 2)], 1)  # (B, P)
+        self.prior = 12 / (self.high - self.low).double().square()  # of a uniform distribution's variance
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Deviance (B,) up to what the data alone have, score (B, P) and information (B, P, P)."""
+        batch, emitters = len(theta), self.start.u.shape[1]
+        u, v, photons = theta[:, :-2].reshape(batch, emitters, 3).unbind(-1)
+        photons = photons * self.start.mask
+        width = theta[:, -1:].expand_as(u).flatten()
+        height_size, width_size = self.counts.shape[1:]
+        along_u, along_v = (
+            [part.T.unflatten(0, (batch, emitters)) for part in pixel_factors(x.flatten(), width, size)]
+            for x, size in ((u, width_size), (v, height_size))
+        )  # E, ∂E/∂position, ∂E/∂sigma: (B, E, W) and (B, E, H)
+        outer = lambda rows, columns: rows[..., :, None] * columns[..., None, :]  # noqa: E731
+        light = outer(along_v[0], along_u[0]) * self.start.mask[..., None, None]  # (B, E, H, W)
+        by_place = [outer(along_v[0], along_u[1]), outer(along_v[1], along_u[0])]
+        scale = photons[..., None, None]
+        own = torch.stack([scale * by_place[0], scale * by_place[1], light], 2).flatten(1, 2)  # (B, 3E, H, W)
+        by_sigma = (scale * (outer(along_v[0], along_u[2]) + outer(along_v[2], along_u[0]))).sum(1, keepdim=True)
+        gradient = torch.cat([own, torch.ones_like(by_sigma), by_sigma], 1).flatten(2)  # (B, P, HW)
+        rate = ((scale * light).sum(1) + theta[:, -2, None, None] + self.variance).clamp(min=1e-3).flatten(1)
+        counts = self.counts.flatten(1)
+        deviance = 2 * (rate - counts * rate.log()).sum(1)
+        score = torch.einsum("bpk,bk->bp", gradient, counts / rate - 1)
+        information = torch.einsum("bpk,bqk->bpq", gradient / rate[:, None], gradient).double()
+        return deviance, score.double(), information
+
+    def with_prior(self, information: Tensor) -> Tensor:
+        """The information with the prior's, and the identity where there is no emitter."""
+        free = self.free.double()
+        kept = information * free[:, :, None] * free[:, None] + torch.diag_embed(self.prior * free)
+        return kept + torch.diag_embed(1 - free)
+
+    def fit(self, tolerance: float, steps: int) -> JointFit:
+        """Damped Fisher scoring; a parameter at a limit that the score pushes it over is held."""
+        theta = self.theta
+        deviance, score, information = self.evaluate(theta)
+        damping = torch.full_like(deviance, 0.01, dtype=torch.float64)
+        converged = torch.zeros_like(deviance, dtype=torch.bool)
+        reach = torch.full_like(self.low, float("inf"))
+        reach[:-2].view(-1, 3)[:, :2] = STEP
+        for _ in range(steps):
+            held = ((theta <= self.low) & (score < 0)) | ((theta >= self.high) & (score > 0)) | ~self.free
+            moving = (~held).double()
+            full = self.with_prior(information)
+            kept = full * moving[:, :, None] * moving[:, None] + torch.diag_embed(1 - moving)
+            damped = kept + torch.diag_embed(damping[:, None] * kept.diagonal(dim1=1, dim2=2))
+            step = torch.cholesky_solve((score * moving)[..., None], torch.linalg.cholesky(damped))[..., 0]
+            step = step.to(theta).clamp(-reach, reach)
+            trial = (theta + step).clamp(self.low, self.high)
+            sd = kept.diagonal(dim1=1, dim2=2).rsqrt().to(theta)
+            converged = ((trial - theta).abs() <= tolerance * sd).all(1)
+            if bool(converged.all()):
+                break
+            after = self.evaluate(trial)
+            slack = 1e-6 * deviance.abs() if theta.dtype == torch.float32 else 1e-12 * deviance.abs()
+            better = after[0] <= deviance + slack
+            pick = lambda new, old: torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
+            theta = pick(trial, theta)
+            deviance, score, information = (
+                pick(n, o) for n, o in zip(after, (deviance, score, information), strict=True)
+            )
+            damping = torch.where(better, damping / 4, (damping * 8).clamp(min=0.1))
+        u, v, photons = theta[:, :-2].unflatten(1, (-1, 3)).unbind(-1)
+        photons = photons * self.start.mask
+        found = Emitters(u, v, photons, self.start.mask)
+        return JointFit(found, theta[:, -2], theta[:, -1], deviance, self.with_prior(information), converged)
