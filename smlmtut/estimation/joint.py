@@ -13,6 +13,7 @@ from .._validate import finite, floating, instance, non_negative, tensor, whole
 from ..imaging.psf import Emitters, pixel_factors
 
 Limits = tuple[float, float]
+ROUNDINGS = 10  # by which a deviance may rise and count as not risen, in units of its rounding error
 STEP = 0.5  # px: the largest change of a position in one step; beyond it the expansion of the image does not hold
 
 
@@ -79,8 +80,9 @@ def fit_emitters(
             f"got {tuple(variance.shape)}"
         )
     for name, limits in (("photons", photons), ("background", background), ("sigma", sigma)):
-        if not 0 <= limits[0] < limits[1]:
-            raise ValueError(f"{name} must be two increasing limits of at least 0, got {limits}")
+        if not 0 <= limits[0] < limits[1] or (name == "sigma" and limits[0] == 0):
+            least = "above 0" if name == "sigma" else "of at least 0"
+            raise ValueError(f"{name} must be two increasing limits {least}, got {limits}")
     model = _Model(frames, variance, start.to(frames.device, frames.dtype), photons, background, sigma)
     return model.fit(tolerance, whole("max_iterations", max_iterations))
 
@@ -137,35 +139,35 @@ class _Model:
 
     def fit(self, tolerance: float, steps: int) -> JointFit:
         """Damped Fisher scoring; a parameter at a limit that the score pushes it over is held."""
-        theta = self.theta
-        deviance, score, information = self.evaluate(theta)
-        damping = torch.full_like(deviance, 0.01, dtype=torch.float64)
-        converged = torch.zeros_like(deviance, dtype=torch.bool)
-        reach = torch.full_like(self.low, float("inf"))
-        reach[:-2].view(-1, 3)[:, :2] = STEP
+        state = (self.theta, *self.evaluate(self.theta))
+        damping = torch.full_like(state[1], 0.01, dtype=torch.float64)
+        converged = torch.zeros_like(damping, dtype=torch.bool)
         for _ in range(steps):
-            held = ((theta <= self.low) & (score < 0)) | ((theta >= self.high) & (score > 0)) | ~self.free
-            moving = (~held).double()
-            full = self.with_prior(information)
-            kept = full * moving[:, :, None] * moving[:, None] + torch.diag_embed(1 - moving)
-            damped = kept + torch.diag_embed(damping[:, None] * kept.diagonal(dim1=1, dim2=2))
-            step = torch.cholesky_solve((score * moving)[..., None], torch.linalg.cholesky(damped))[..., 0]
-            step = step.to(theta).clamp(-reach, reach)
+            step, sd = self.step(*state, damping)
+            theta, deviance = state[:2]
             trial = (theta + step).clamp(self.low, self.high)
-            sd = kept.diagonal(dim1=1, dim2=2).rsqrt().to(theta)
-            converged = ((trial - theta).abs() <= tolerance * sd).all(1)
+            converged = ((trial - theta).abs() * (1 + 10 * damping[:, None]) <= tolerance * sd).all(1)
             if bool(converged.all()):
                 break
-            after = self.evaluate(trial)
-            slack = 1e-6 * deviance.abs() if theta.dtype == torch.float32 else 1e-12 * deviance.abs()
-            better = after[0] <= deviance + slack
-            pick = lambda new, old: torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
-            theta = pick(trial, theta)
-            deviance, score, information = (
-                pick(n, o) for n, o in zip(after, (deviance, score, information), strict=True)
-            )
+            new = (trial, *self.evaluate(trial))
+            better = new[1] <= deviance + ROUNDINGS * torch.finfo(theta.dtype).eps * deviance.abs()
+            chosen = (better.reshape(-1, *[1] * (x.ndim - 1)) for x in new)
+            state = tuple(torch.where(c, after, before) for c, after, before in zip(chosen, new, state, strict=True))
             damping = torch.where(better, damping / 4, (damping * 8).clamp(min=0.1))
+        theta, deviance, _, information = state
         u, v, photons = theta[:, :-2].unflatten(1, (-1, 3)).unbind(-1)
-        photons = photons * self.start.mask
-        found = Emitters(u, v, photons, self.start.mask)
+        found = Emitters(u, v, photons * self.start.mask, self.start.mask)
         return JointFit(found, theta[:, -2], theta[:, -1], deviance, self.with_prior(information), converged)
+
+    def step(
+        self, theta: Tensor, deviance: Tensor, score: Tensor, information: Tensor, damping: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next step, with positions moved by STEP at most, and each parameter's sd if all others were known."""
+        held = ((theta <= self.low) & (score < 0)) | ((theta >= self.high) & (score > 0)) | ~self.free
+        moving = (~held).double()
+        kept = self.with_prior(information) * moving[:, :, None] * moving[:, None] + torch.diag_embed(1 - moving)
+        own = kept.diagonal(dim1=1, dim2=2)
+        factor = torch.linalg.cholesky(kept + torch.diag_embed(damping[:, None] * own))
+        step = torch.cholesky_solve((score * moving)[..., None], factor)[..., 0].to(theta)
+        step[:, :-2].unflatten(1, (-1, 3))[..., :2].clamp_(-STEP, STEP)
+        return step, own.rsqrt().to(theta)
