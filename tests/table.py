@@ -14,7 +14,7 @@ from smlmtut.diffusion import NoiseSchedule, ancestral, ddim, dpm_solver, elbo, 
 from smlmtut.diffusion.gaussian_mixture import GaussianMixture
 from smlmtut.diffusion.samplers import sample
 from smlmtut.diffusion.schedule import from_log_snr, log_snr
-from smlmtut.estimation import closed_forms, fisher, fit, likelihood, spots
+from smlmtut.estimation import closed_forms, fisher, fit, joint, likelihood, spots
 from smlmtut.evaluation import against_exact, calibration, localization, proper_scores, resolution
 from smlmtut.imaging import blinking, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
@@ -213,6 +213,11 @@ def table(device: str = "cpu") -> list[Row]:
     start = fit.first_guess(frames, 1.0, False)
     row("fit.first_guess", partial(fit.first_guess, sigma=1.0, fit_sigma=True), {"spots": frames})
     row("fit.fit_spots", fit.fit_spots, {"spots": frames, "read_variance": noise, "start": start}, optional=("start",))
+    row(
+        "joint.fit_emitters",
+        partial(joint.fit_emitters, start=one_emitter),
+        {"frames": frames, "read_variance": noise},
+    )
     row("spots.find_spots", spots.find_spots, {"frames": frames})
     row("spots.cut_spots", partial(spots.cut_spots, size=5), {"frames": frames, "found": tensor([[0, 4, 4]])})
 
@@ -300,7 +305,7 @@ def table(device: str = "cpu") -> list[Row]:
         partial(against_exact.count_log_loss, most=3),
         {"counts": numbers, "exact": numbers},
     )
-    shares = torch.tensor([0.2, 0.5, 0.9])
+    shares = tensor([0.2, 0.5, 0.9])
     row(
         "against_exact.share_error",
         partial(against_exact.share_error, draws=64, exact_draws=64),
@@ -349,6 +354,7 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
     sensor = Camera(some(20, 20, low=1, high=3), 100.0, some(20, 20)).to(device)
     grid = one.grid_posterior(frames[0])
     drawn = many.chain_posterior(frames, [0.5, 0.5], dice(), **CHAINS)
+    jointly = partial(joint.fit_emitters, frames, Emitters.single(4, 4, 400.0).to(device), 1.0)
     flashes = blinking.blink(9 * some(5), 9 * some(5), blinking.Kinetics(off_time=5.0), 20, dice())
     scene = scenes.Scene(density=2.0, camera=sensor)
     batch = scenes.draw_batch(scene, 2, (16, 16), dice())
@@ -427,6 +433,8 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "scenes.expose_batch": lambda: scenes.expose_batch(scene, emitters, (9, 9), dice()),
         "scenes.FrameBatch.target": lambda: batch.target(),
         "one.Posterior.sample": lambda: grid.sample(5, torch.Generator().manual_seed(1)),
+        "joint.JointFit.covariance": lambda: jointly().covariance(),
+        "joint.JointFit.draw": lambda: jointly().draw(4, dice()),
         "many.Draws": lambda: drawn,
         "many.Draws.count_probability": drawn.count_probability,
         "many.Draws.emitters": lambda: drawn.emitters(0),
