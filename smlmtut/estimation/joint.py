@@ -139,29 +139,28 @@ class _Model:
 
     def fit(self, tolerance: float, steps: int) -> JointFit:
         """Damped Fisher scoring; a parameter at a limit that the score pushes it over is held."""
-        state = (self.theta, *self.evaluate(self.theta))
-        damping = torch.full_like(state[1], 0.01, dtype=torch.float64)
+        theta = self.theta
+        deviance, score, information = self.evaluate(theta)
+        damping = torch.full_like(deviance, 0.01, dtype=torch.float64)
         converged = torch.zeros_like(damping, dtype=torch.bool)
         for _ in range(steps):
-            step, sd = self.step(*state, damping)
-            theta, deviance = state[:2]
+            step, sd = self.step(theta, score, information, damping)
             trial = (theta + step).clamp(self.low, self.high)
             converged = ((trial - theta).abs() * (1 + 10 * damping[:, None]) <= tolerance * sd).all(1)
             if bool(converged.all()):
                 break
-            new = (trial, *self.evaluate(trial))
-            better = new[1] <= deviance + ROUNDINGS * torch.finfo(theta.dtype).eps * deviance.abs()
-            chosen = (better.reshape(-1, *[1] * (x.ndim - 1)) for x in new)
-            state = tuple(torch.where(c, after, before) for c, after, before in zip(chosen, new, state, strict=True))
+            new = self.evaluate(trial)
+            better = new[0] <= deviance + ROUNDINGS * torch.finfo(theta.dtype).eps * deviance.abs()
+            theta, deviance, score, information = (
+                torch.where(better.reshape(-1, *[1] * (after.ndim - 1)), after, before)
+                for after, before in zip((trial, *new), (theta, deviance, score, information), strict=True)
+            )
             damping = torch.where(better, damping / 4, (damping * 8).clamp(min=0.1))
-        theta, deviance, _, information = state
         u, v, photons = theta[:, :-2].unflatten(1, (-1, 3)).unbind(-1)
         found = Emitters(u, v, photons * self.start.mask, self.start.mask)
         return JointFit(found, theta[:, -2], theta[:, -1], deviance, self.with_prior(information), converged)
 
-    def step(
-        self, theta: Tensor, deviance: Tensor, score: Tensor, information: Tensor, damping: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, theta: Tensor, score: Tensor, information: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
         """The next step, with positions moved by STEP at most, and each parameter's sd if all others were known."""
         held = ((theta <= self.low) & (score < 0)) | ((theta >= self.high) & (score > 0)) | ~self.free
         moving = (~held).double()
