@@ -28,12 +28,11 @@ from torch import Tensor, nn
 from benchmarks import bakeoff
 from smlmtut.diffusion.schedule import NoiseSchedule
 from smlmtut.estimation.joint import JointFit, fit_emitters
-from smlmtut.imaging.kde import kde_image, to_coordinates, to_super_resolved
-from smlmtut.imaging.psf import Emitters
+from smlmtut.imaging.kde import kde_image, peak_emitters, to_super_resolved
 from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import MOLECULES, STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms
 from smlmtut.networks.checkpoint import read_average
-from smlmtut.networks.deepstorm import ANSCOMBE, NOISE_SCALE, SIGNAL_SCALE, Convolution
+from smlmtut.networks.deepstorm import Convolution, input_electrons
 from smlmtut.networks.settings import Draw, TrainingSettings
 from smlmtut.networks.unet import UNet
 from smlmtut.networks.whitening import SCALE_AT_START
@@ -47,7 +46,7 @@ LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the 
 FITTED = "v-constant-fit"  # sees the fit of the peaks of ŷ to the frame beside ŷ: as a KDE, and its sd by the curvature
 VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED]
 LOWEST_PEAK, FIT_STEPS = 0.25, 12  # of ŷ that is fitted; of the fit
-PHOTON_LIMITS, KERNEL_SD = (100.0, 2000.0), 1.0
+MEAN_PHOTONS = 1050.0
 
 
 def draw_levels(predicted: str, batch: int, generator: torch.Generator) -> Tensor:
@@ -144,26 +143,10 @@ class Variant(ConditionalDiffusion):
 def fit_images(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
     """The KDE of the emitters that fit the frame best, searched from the peaks of ŷ, and its sd; (B, 1, fH, fW)."""
     with torch.autocast(estimate.device.type, enabled=False):
-        electrons, variance = frame_electrons(frame)
-        fit = fit_emitters(electrons, peak_emitters(estimate, LOWEST_PEAK), variance, max_iterations=FIT_STEPS)
+        electrons, variance = input_electrons(frame)
+        start = peak_emitters(estimate, threshold=LOWEST_PEAK, photons=MEAN_PHOTONS)
+        fit = fit_emitters(electrons, start, variance, max_iterations=FIT_STEPS)
         return kde_image(fit.emitters, (frame.shape[2], frame.shape[3])), kde_sd(fit, frame.shape[2:])
-
-
-def frame_electrons(frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Photo-electrons and read variance (B, H, W) of what the networks see, (B, 2, H, W); see `network_input`."""
-    variance = (frame[:, 1] * NOISE_SCALE).square()
-    dark = variance + ANSCOMBE
-    return (frame[:, 0] * SIGNAL_SCALE / 2 + dark.sqrt()).square() - dark, variance
-
-
-def peak_emitters(estimate: Tensor, lowest: float) -> Emitters:
-    """The peaks of ŷ (B, 1, fH, fW) as emitters of the prior's mean photon number."""
-    found = to_coordinates(estimate, ConditionalDiffusion.factor, KERNEL_SD, lowest)
-    there = found.frame[:, None] == torch.arange(len(estimate))  # (K, B)
-    at = (found.frame, (there.cumsum(0) - 1)[there])
-    u, v, photons = estimate.new_zeros(3, len(estimate), max(1, int(there.sum(0).max())))
-    u[at], v[at], photons[at] = found.u, found.v, sum(PHOTON_LIMITS) / 2
-    return Emitters(u, v, photons, photons > 0)
 
 
 def kde_sd(fit: JointFit, shape: Sequence[int]) -> Tensor:

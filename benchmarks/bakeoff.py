@@ -22,16 +22,17 @@ from torch import Tensor
 from benchmarks.reference_file import gathered
 from benchmarks.reference_posteriors import KINDS, SHAPE, emitters_of
 from smlmtut._random import step_generator
+from smlmtut.estimation import fit_emitters
 from smlmtut.evaluation import against_exact as against
 from smlmtut.evaluation import energy_score, spread_skill
 from smlmtut.evaluation.calibration import CLASSES, LEVELS, covered, pixel_class, tarp
 from smlmtut.imaging.camera import Camera, to_photoelectrons
-from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.kde import kde_image, peak_emitters
 from smlmtut.imaging.psf import Emitters
 from smlmtut.imaging.scenes import draw_batch
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sample_kde
-from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
+from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, input_electrons
 from smlmtut.networks.precision import AUTOCAST, best_precision
 
 SAMPLES, FACTOR, SIGMA = 64, 4, 1.0
@@ -97,6 +98,22 @@ def diffusion(network: torch.nn.Module, given_frame: bool = True) -> Method:
         with torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None):
             frame = frames.inputs if given_frame else None
             return sample_kde(network, frames.estimate, samples, generator, frame).float()  # type: ignore[arg-type]
+
+    return draw
+
+
+def fitted(threshold: float = 0.25) -> Method:
+    """No network but φ: the emitters that ŷ shows, fitted together, and draws by the curvature of their posterior.
+
+    What microscopes report today, with the number of molecules taken as known. threshold: of ŷ.
+    """
+
+    def draw(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
+        start = peak_emitters(frames.estimate.double(), threshold=threshold, photons=1000.0)
+        electrons, variance = input_electrons(frames.inputs)
+        fit = fit_emitters(electrons.double(), start, variance)
+        u, v = (x.float() for x in fit.draw(samples, generator))
+        return images(u, v, start.mask[:, None].expand(u.shape).float())
 
     return draw
 
@@ -339,7 +356,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    methods = {"cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
+    methods = {"fit": fitted(), "cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
     tell(methods, given.folder, given.part, given)
 
 

@@ -19,7 +19,7 @@ from smlmtut.evaluation import against_exact, calibration, localization, proper_
 from smlmtut.imaging import blinking, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
-from smlmtut.networks import conformal, emitter_set, engression, recipes, rivals
+from smlmtut.networks import conformal, deepstorm, emitter_set, engression, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
 from smlmtut.networks.unet import embed_log_snr
@@ -142,6 +142,7 @@ def table(device: str = "cpu") -> list[Row]:
         truth=("weights",),
         optional=("weights",),
     )
+    row("kde.peak_emitters", kde.peak_emitters, {"y": kde.kde_image(two, (9, 9))})
     row("kde.to_coordinates", kde.to_coordinates, {"y": kde.kde_image(two, (9, 9))})
     row(
         "kde.render",
@@ -415,6 +416,7 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "emitter_set.EmitterSet": lambda: taught(
             emitter_set.EmitterSet, emitter_set.draw_emitters(scene, (16, 16), phi)(2, dice())
         ),
+        "deepstorm.input_electrons": lambda: deepstorm.input_electrons(given),
         "psf.Emitters.to": lambda: emitters.to(dtype=torch.float64),
         "camera.Camera.to": lambda: sensor.to(dtype=torch.float64),
         "camera.Camera.crop": lambda: sensor.crop(2, 3, (5, 6)),

@@ -165,7 +165,8 @@ UNCHECKED = {
     "proper_scores.ensemble", "proper_scores.on_host", "against_exact.bootstrap_error",
 }  # fmt: skip
 RESULTS = {  # dataclasses that functions return, or that hold what their user checks
-    "blinking.Flashes", "scenes.FrameBatch", "kde.Peaks", "fit.Fit", "joint.JointFit", "one.Posterior", "many.Diagnostics", "many.Draws",
+    "blinking.Flashes", "scenes.FrameBatch", "kde.Peaks", "fit.Fit", "joint.JointFit", "one.Posterior",
+    "many.Diagnostics", "many.Draws",
     "localization.Pairs", "calibration.Sparsification", "against_exact.Regret",
 }  # fmt: skip
 WORDS = ("Tensor", "Array", "Value", "Coordinate", "Positions")

@@ -16,6 +16,7 @@ from smlmtut.networks.deepstorm import (
     DeepSTORM,
     convolution,
     estimate_kde,
+    input_electrons,
     network_input,
 )
 
@@ -351,3 +352,12 @@ def test_gradients_in_bf16_are_those_of_float32_roughly(channels):
         gradients.append(network.weight.grad)
     # 8 bits of each product: 2⁻⁸ of the largest gradient is a fair size of the error of a sum; four of it
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=float(gradients[0].abs().max()) / 64)
+
+
+def test_the_input_gives_the_electrons_back():
+    x = torch.tensor([-1.5, 0.0, 3.0, 2e4]).reshape(1, 1, 1, 4).double()
+    v = torch.tensor([1.4, 0.0, 9.0, 100.0]).reshape(1, 1, 1, 4).double()
+    electrons, variance = input_electrons(network_input(x, v))
+    assert torch.allclose(electrons, x[:, 0]) and torch.allclose(variance, v[:, 0])
+    lowest, _ = input_electrons(network_input(torch.full((1, 1, 1, 1), -50.0), 2.0))
+    assert float(lowest) == pytest.approx(-2.375, abs=1e-5)

@@ -13,7 +13,7 @@ Where a tensor is wanted an array of numpy will do; results are tensors.
 """
 
 from .camera import Camera, expose, to_photoelectrons
-from .kde import kde_image, to_coordinates
+from .kde import kde_image, peak_emitters, to_coordinates
 from .psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
 from .scenes import Scene, draw_batch
 
@@ -26,6 +26,7 @@ __all__ = [
     "expected_photons",
     "expose",
     "kde_image",
+    "peak_emitters",
     "pixel_integral",
     "rate_gradient",
     "to_coordinates",

@@ -20,8 +20,7 @@ from torch import Tensor
 from .._random import step_generator
 from .._validate import positive, whole
 from ..imaging.camera import Camera, to_photoelectrons
-from ..imaging.kde import kde_image, to_coordinates
-from ..imaging.psf import Emitters
+from ..imaging.kde import kde_image, peak_emitters
 from ..imaging.scenes import BACKGROUND, PHOTONS, SIGMA
 from ..networks.deepstorm import DeepSTORM
 from ..posterior import Draws, Prior, chain_posterior, count_prior, effective_size, split_r_hat
@@ -125,10 +124,12 @@ class ExactSampler:
             for x, scale in zip(images, (1, 1, self.network.factor), strict=True)
         )
         shape, given = (electrons.shape[1], electrons.shape[2]), self.settings
+        of_network = self.network.factor, self.network.sigma
+        start = peak_emitters(y[:, None].double(), *of_network, LOWEST_START, PHOTONS_AT_START, most)
         counts = count_prior(most, shape, pixel_size_nm=given.pixel_size_nm, margin=MARGIN)
         return chain_posterior(
             electrons, counts, generator, variance, training_prior(shape), given.chains, given.draws,
-            longer * given.thin, longer * given.burn_in, peaks(y, self.network, most), CHAINS_AT_ONCE,
+            longer * given.thin, longer * given.burn_in, start, CHAINS_AT_ONCE,
         )  # fmt: skip
 
     def _judged(self, jobs: list[Job], draws: Draws) -> Iterator[tuple[list[Job], Tensor, Tensor, Tensor]]:
@@ -163,18 +164,6 @@ def training_prior(shape: tuple[int, int]) -> Prior:
     photons, background, sigma = ((float(x.low), float(x.high)) for x in (PHOTONS, BACKGROUND, SIGMA))
     near, (height, width) = -0.5 - MARGIN, shape
     return Prior(photons, background, sigma, (near, width - 0.5 + MARGIN, near, height - 0.5 + MARGIN))
-
-
-def peaks(y: Tensor, network: DeepSTORM, most: int) -> Emitters:
-    """The emitters that ŷ (b, f·h, f·w) shows, at most so many in each."""
-    found = to_coordinates(y[:, None].double(), network.factor, network.sigma, LOWEST_START)
-    there = found.frame[:, None] == torch.arange(len(y))  # (K, b)
-    slot = (there.cumsum(0) - 1)[there]
-    kept = slot < most
-    u, v, photons = torch.zeros(3, len(y), most, dtype=torch.float64)
-    at = (found.frame[kept], slot[kept])
-    u[at], v[at], photons[at] = found.u[kept], found.v[kept], PHOTONS_AT_START
-    return Emitters(u, v, photons, photons > 0)
 
 
 def boxes(y: Tensor, factor: int, dark: float) -> list[tuple[slice, ...]]:
