@@ -99,7 +99,7 @@ def test_the_mode_has_no_gradient():
 def test_lone_molecules_have_the_exact_posteriors_mean_and_sd():
     """Held against Markov chains that know nothing of fits, on frames of a real sensor where they find one molecule.
 
-    64 draws leave an error of 1/8 sd in a mean and of 9 % in an sd. Medians over frames: in a few of them some draws have
+    64 draws leave an error of 1/8 sd in a mean and of 9 % in an sd. Medians over frames: in a few, some draws have
     a second molecule beyond the border, and the posterior is not normal.
     """
     known = data.reference_posteriors("dev", "lone")
