@@ -57,6 +57,7 @@ def fit_emitters(
     photons: Limits = (100.0, 2000.0),
     background: Limits = (0.0, 20.0),
     sigma: Limits = (0.92, 1.08),
+    position: tuple[float, float, float, float] | None = None,
     *,
     tolerance: float = 1e-2,
     max_iterations: int = 30,
@@ -65,7 +66,8 @@ def fit_emitters(
 
     frames: (B, H, W) photo-electrons. start: (B, E); those not present are left alone. read_variance: e⁻², a number,
         (H, W) or (B, H, W). photons, background, sigma: limits of a uniform prior, which the mode keeps; the
-        information has that of a normal prior with the same variance. A position stays within 3 px of the frame.
+        information has that of a normal prior with the same variance. position: (u_low, u_high, v_low, v_high); None:
+        up to 3 px beyond the frame.
     tolerance: a frame has converged when no step is larger than this share of its sd. max_iterations: of each frame.
     Returns a JointFit in the type of frames, its information in float64.
     Raises ValueError for a value that is not finite, a wrong shape, or limits that are not increasing.
@@ -83,25 +85,26 @@ def fit_emitters(
         if not 0 <= limits[0] < limits[1] or (name == "sigma" and limits[0] == 0):
             least = "above 0" if name == "sigma" else "of at least 0"
             raise ValueError(f"{name} must be two increasing limits {least}, got {limits}")
-    model = _Model(frames, variance, start.to(frames.device, frames.dtype), photons, background, sigma)
+    height, width = frames.shape[1:]
+    left, right, top, bottom = (-3.5, width + 2.5, -3.5, height + 2.5) if position is None else position
+    if not (left < right and top < bottom):
+        raise ValueError(f"position must be (u_low, u_high, v_low, v_high), increasing, got {position}")
+    own = [(left, right), (top, bottom), photons] * start.u.shape[1]
+    limits = frames.new_tensor([*own, background, sigma])
+    model = _Model(frames, variance, start.to(frames.device, frames.dtype), limits)
     return model.fit(tolerance, whole("max_iterations", max_iterations))
 
 
 class _Model:
     """Frames, limits, and which parameters there are. theta: (B, P)."""
 
-    def __init__(
-        self, frames: Tensor, variance: Tensor, start: Emitters, photons: Limits, background: Limits, sigma: Limits
-    ) -> None:
+    def __init__(self, frames: Tensor, variance: Tensor, start: Emitters, limits: Tensor) -> None:
         self.variance = variance.expand_as(frames)
         self.counts, self.start = frames + self.variance, start
-        batch, (height, width), emitters = len(frames), frames.shape[1:], start.u.shape[1]
-        own = [(-3.5, width + 2.5), (-3.5, height + 2.5), photons] * emitters
-        limits = frames.new_tensor([*own, background, sigma])
         self.low, self.high = limits.T
         first = torch.stack([start.u, start.v, start.photons], -1).flatten(1)
-        edges = frames.new_tensor([background, sigma]).mean(1)
-        self.theta = torch.cat([first, edges.expand(batch, 2)], 1).clamp(self.low, self.high)
+        batch = len(frames)
+        self.theta = torch.cat([first, limits[-2:].mean(1).expand(batch, 2)], 1).clamp(self.low, self.high)
         present = start.mask.repeat_interleave(3, 1)
         self.free = torch.cat([present, present.new_ones(batch, 2)], 1)  # (B, P)
         self.prior = 12 / (self.high - self.low).double().square()  # of a uniform distribution's variance

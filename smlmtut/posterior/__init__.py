@@ -15,19 +15,26 @@ Several emitters, `chain_posterior`:
     proposals    the densities that the moves draw from
     sweeps       from the start to the last draw
     convergence  split-R̂ and effective size: can the draws be trusted?
+
+Several emitters, without chains, `mode_posterior`:
+
+    modes        the sets of emitters that explain a frame, and weighted draws about each
 """
 
 from .convergence import effective_size, split_r_hat
 from .many import Draws, chain_posterior, count_prior
+from .modes import ModeDraws, mode_posterior
 from .one import Posterior, Prior, grid_posterior
 
 __all__ = [
     "Draws",
+    "ModeDraws",
     "Posterior",
     "Prior",
     "chain_posterior",
     "count_prior",
     "effective_size",
     "grid_posterior",
+    "mode_posterior",
     "split_r_hat",
 ]
