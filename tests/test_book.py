@@ -25,7 +25,8 @@ from tools.contract import PARAMETERS, directives, is_appendix
 ROOT = run_chapters.ROOT
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+LISTED = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [TOC["root"], *(page["file"] for chapter in LISTED for page in (chapter, *chapter.get("sections", [])))]
 TAUGHT = [path for path in run_chapters.chapters() if not is_appendix(path)]
 CODE_NAME = re.compile(r"`([\w.]+)(?:\((\w+)\))?`")
 

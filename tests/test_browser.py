@@ -20,7 +20,8 @@ pytestmark = pytest.mark.browser
 ROOT = browser.ROOT
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+LISTED = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [TOC["root"], *(page["file"] for chapter in LISTED for page in (chapter, *chapter.get("sections", [])))]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 TAUGHT = [page for page in CHAPTERS if not is_appendix(Path(page))]
 SHOTS = ROOT / "_build" / "screenshots"
