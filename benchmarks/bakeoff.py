@@ -30,10 +30,12 @@ from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.kde import kde_image, peak_emitters
 from smlmtut.imaging.psf import Emitters
 from smlmtut.imaging.scenes import draw_batch
+from smlmtut.localize.exact import MARGIN, training_prior
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sample_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, input_electrons
 from smlmtut.networks.precision import AUTOCAST, best_precision
+from smlmtut.posterior import count_prior, mode_posterior
 
 SAMPLES, FACTOR, SIGMA = 64, 4, 1.0
 PRIOR_FRAMES, PRIOR_SEED = 200, 20261129  # of the part on which coverage of the truth is measured
@@ -114,6 +116,19 @@ def fitted(threshold: float = 0.25) -> Method:
         fit = fit_emitters(electrons.double(), start, variance)
         u, v = (x.float() for x in fit.draw(samples, generator))
         return images(u, v, start.mask[:, None].expand(u.shape).float())
+
+    return draw
+
+
+def modes(most: int = 28) -> Method:
+    """Importance sampling from the modes of the posterior, which starts at the peaks of ŷ. most: emitters at most."""
+    prior, counts = training_prior(SHAPE), count_prior(most, SHAPE, margin=MARGIN)
+
+    def draw(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
+        start = peak_emitters(frames.estimate.double(), photons=1000.0)
+        electrons, variance = input_electrons(frames.inputs)
+        drawn = mode_posterior(electrons, counts, start, generator, variance, prior, samples)
+        return images(drawn.u.float(), drawn.v.float(), drawn.photons.float())
 
     return draw
 
@@ -352,11 +367,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
+    parser.add_argument("--only", nargs="*", help="names of methods; none: all")
     add_arguments(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    methods = {"fit": fitted(), "cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
+    methods = {
+        "fit": fitted(),
+        "modes": modes(),
+        "cddpm-2d, x and ŷ": diffusion(network),
+        "cddpm-2d, ŷ": diffusion(network, False),
+    }
+    if given.only:
+        methods = {name: method for name, method in methods.items() if name in given.only}
     tell(methods, given.folder, given.part, given)
 
 
