@@ -4,7 +4,8 @@ Each such set is a mode of the posterior. Modes are searched for from a first gu
 where the frame is brighter than its fit, fit again, and go on from the best. About a mode the posterior is nearly
 normal. Draws from these normal distributions are weighted by p(x, θ) / q(θ), which makes them draws from the posterior
 (importance sampling), however wrong the normal shape is; the effective size of the weights says what they are worth.
-Nothing has to converge, but a mode that the search does not find is missing, and no weight can tell.
+Nothing has to converge, but a mode that the search does not find is missing, and no weight can tell. So there are two
+searches, one from the first guess and one from an empty frame, and their disagreement is stated.
 """
 
 import math
@@ -28,6 +29,8 @@ CLOSE = 2.0  # px: emitters of a mode that are closer may change places
 WINDOW = 8.0  # nats below the best mode: those are kept
 SPLIT = 0.5  # px: half of the distance at which an emitter's halves start
 KEPT = 8  # modes of a frame, at most
+ENOUGH, MORE = 100.0, 8  # effective size below which a frame gets so many times the draws, once
+PATIENCE = 3  # emitters that are added in vain before an empty frame counts as filled
 
 
 class Mode(NamedTuple):
@@ -45,7 +48,8 @@ class ModeDraws:
     u, v (px), photons (e⁻): (B, S, E), 0 where there is no emitter. background (e⁻), sigma (px): (B, S).
     count_probability: p(K | x), (B, M + 1). size: effective number of weighted draws, (B,), of which these are chosen.
     log_evidence: log p(x, K) for each K, (B, M + 1), in nats up to a constant of the frame; −∞ where no mode has K.
-    modes: how many there are, (B,).
+    modes: how many there are, (B,). disagreement: half of Σ |p_1(K) − p_2(K)| with the modes of each search alone and
+    their evidence by Laplace, (B,).
     """
 
     u: Tensor
@@ -57,6 +61,7 @@ class ModeDraws:
     log_evidence: Tensor
     size: Tensor
     modes: Tensor
+    disagreement: Tensor
 
     def __len__(self) -> int:
         return len(self.u)
@@ -83,7 +88,8 @@ def mode_posterior(
 
     frames: (B, H, W) photo-electrons. counts: p(K) for K = 0 … M, as `count_prior` gives. start: (B, any) first guess.
     read_variance: e⁻², a number, (H, W) or (B, H, W). prior: of each emitter, of b and σ, all uniform over intervals.
-    samples: S. draws: weighted ones for each mode. rounds: of the search; beam: modes that each of them goes on from.
+    samples: S. draws: weighted ones for each mode; of a frame in which fewer than ENOUGH of them count there are MORE.
+    rounds: of each search; beam: modes that each of them goes on from.
     Raises ValueError for a value that is not finite, a wrong shape, or a prior with a known parameter or a disc.
     """
     frames = floating("frames", frames, 3).double()
@@ -98,8 +104,17 @@ def mode_posterior(
     if len(instance("start", start, Emitters)) != len(frames):
         raise ValueError(f"start must have a row for each of the {len(frames)} frames, got {len(start)}")
     problem = _Problem(frames, variance, log_count, limits)
-    found = _search(problem, start, rounds, beam)
-    return _gathered([_weighted(problem, i, modes, draws, samples, generator) for i, modes in enumerate(found)])
+    table, most = torch.stack([start.u, start.v, start.photons], -1).double(), len(log_count) - 1
+    guessed = [x[there][:most] for x, there in zip(table, start.mask, strict=True)]
+    searches = [_search(problem, first, rounds, beam) for first in (guessed, _grown(problem))]
+    found = [_best([*one, *other]) for one, other in zip(searches[0], searches[1], strict=True)]
+    drawn = []
+    for i, modes in enumerate(found):
+        answer = _weighted(problem, i, modes, draws, samples, generator)
+        if float(answer.size) < ENOUGH:
+            answer = _weighted(problem, i, modes, MORE * draws, samples, generator)
+        drawn.append(answer)
+    return _gathered(drawn, _disagreement(searches[0], searches[1], most))
 
 
 @dataclass(frozen=True)
@@ -113,11 +128,17 @@ class _Problem:
 
     def fit(self, rows: Tensor, sets: list[Tensor], iterations: int = 25) -> JointFit:
         """The fits of sets of emitters (K, 3), of one frame each."""
-        (left, right), (top, bottom), photons, background, sigma = self.limits.tolist()
+        (left, right), (top, bottom), photons, background, sigma = ((low, high) for low, high in self.limits.tolist())
         return fit_emitters(
-            self.frames[rows], _padded(sets), self.variance[rows], tuple(photons), tuple(background), tuple(sigma),
-            (left, right, top, bottom), max_iterations=iterations,
-        )  # fmt: skip
+            self.frames[rows],
+            _padded(sets),
+            self.variance[rows],
+            photons,
+            background,
+            sigma,
+            (left, right, top, bottom),
+            max_iterations=iterations,
+        )
 
     def log_prior(self, number: Tensor) -> Tensor:
         """log of p(K) K! / volume: the density of emitters whose order is that of their mode."""
@@ -142,34 +163,68 @@ class _Problem:
 # -- search ------------------------------------------------------------------------------------------------
 
 
-def _search(problem: _Problem, start: Emitters, rounds: int, beam: int) -> list[list[Mode]]:
-    """The modes of each frame, the best first."""
-    first = torch.stack([start.u, start.v, start.photons], -1).double()
-    most = len(problem.log_count) - 1
-    proposed = [(i, first[i][start.mask[i]][:most]) for i in range(len(first))]
-    found: list[list[Mode]] = [[] for _ in range(len(first))]
-    expanded: list[set[tuple[int, float]]] = [set() for _ in found]
+def _grown(problem: _Problem) -> list[Tensor]:
+    """A set of emitters (K, 3) for each frame: from none on, one more where light lacks most, while that pays."""
+    most, best = len(problem.log_count) - 1, [Mode(torch.zeros(0, 3).double(), 0.0, -math.inf) for _ in problem.frames]
+    proposed, idle = [(i, mode.emitters) for i, mode in enumerate(best)], [0] * len(best)
+    while proposed:
+        going = []
+        for i, mode in _modes(problem, proposed):
+            idle[i] = 0 if mode.evidence > best[i].evidence else idle[i] + 1
+            best[i] = max(best[i], mode, key=lambda x: x.evidence)
+            if idle[i] < PATIENCE and len(mode.emitters) < most:
+                going.append((i, mode.emitters))
+        added = _lacking(problem, going, 1) if going else []
+        proposed = [(i, torch.cat([emitters, more])) for (i, emitters), more in zip(going, added, strict=True)]
+    return [mode.emitters for mode in best]
+
+
+def _search(problem: _Problem, first: list[Tensor], rounds: int, beam: int) -> list[list[Mode]]:
+    """The modes of each frame, the best first, from one set of emitters (K, 3) for each."""
+    proposed, found = list(enumerate(first)), [[] for _ in first]
+    expanded: list[set[tuple[int, float]]] = [set() for _ in first]
     for k in range(rounds + 1):
         for i, mode in _modes(problem, proposed):
-            if not any(
-                len(x.emitters) == len(mode.emitters) and abs(x.deviance - mode.deviance) < SAME for x in found[i]
-            ):
-                found[i].append(mode)
-        for modes in found:
-            modes.sort(key=lambda mode: -mode.evidence)
+            found[i].append(mode)
+        found = [_best(modes, None) for modes in found]
         if k == rounds:
             break
         going = []
         for i, modes in enumerate(found):
-            for mode in modes[:beam]:
+            for mode in _best(modes, beam):
                 name = (len(mode.emitters), mode.deviance)
-                if mode.evidence > modes[0].evidence - WINDOW and name not in expanded[i]:
+                if name not in expanded[i]:
                     expanded[i].add(name)
                     going.append((i, mode.emitters))
-        proposed = _neighbours(problem, going, most)
+        proposed = _neighbours(problem, going, len(problem.log_count) - 1)
         if not proposed:
             break
-    return [[mode for mode in modes[:KEPT] if mode.evidence > modes[0].evidence - WINDOW] for modes in found]
+    return [_best(modes) for modes in found]
+
+
+def _best(modes: list[Mode], most: int | None = KEPT) -> list[Mode]:
+    """The best modes, each once; most: how many within WINDOW of the best, None: all of them."""
+    kept: list[Mode] = []
+    for mode in sorted(modes, key=lambda mode: -mode.evidence):
+        same = (len(x.emitters) == len(mode.emitters) and abs(x.deviance - mode.deviance) < SAME for x in kept)
+        if most is not None and (len(kept) == most or (kept and mode.evidence < kept[0].evidence - WINDOW)):
+            break
+        if not any(same):
+            kept.append(mode)
+    return kept
+
+
+def _disagreement(one: list[list[Mode]], other: list[list[Mode]], most: int) -> Tensor:
+    """Half of the summed distance of p(K) as each search alone has it, by Laplace's evidence: (B,)."""
+    out = []
+    for pair in zip(one, other, strict=True):
+        shares = []
+        for modes in pair:
+            weight = torch.softmax(torch.tensor([mode.evidence for mode in modes]), 0)
+            number = torch.tensor([len(mode.emitters) for mode in modes])
+            shares.append(torch.zeros(most + 1).scatter_add(0, number, weight))
+        out.append((shares[0] - shares[1]).abs().sum() / 2)
+    return torch.stack(out).double()
 
 
 def _modes(problem: _Problem, proposed: list[tuple[int, Tensor]]) -> list[tuple[int, Mode]]:
@@ -259,7 +314,7 @@ def _weighted(
     background, sigma = (theta[..., k].flatten()[chosen][None] for k in (-2, -1))
     return ModeDraws(
         u, v, photons, background, sigma, torch.softmax(by_count, 0)[None], by_count[None],
-        1 / weight.square().sum()[None], torch.tensor([len(modes)]),
+        1 / weight.square().sum()[None], torch.tensor([len(modes)]), torch.zeros(1),
     )  # fmt: skip
 
 
@@ -353,12 +408,13 @@ def _padded(sets: list[Tensor]) -> Emitters:
     return Emitters(table[..., 0], table[..., 1], table[..., 2], present)
 
 
-def _gathered(frames: list[ModeDraws]) -> ModeDraws:
+def _gathered(frames: list[ModeDraws], disagreement: Tensor) -> ModeDraws:
     """The draws of all frames, with as many places for emitters as the fullest needs."""
     size = max(x.u.shape[2] for x in frames)
-    places = (
-        torch.cat([torch.nn.functional.pad(getattr(x, name), (0, size - x.u.shape[2])) for x in frames])
+    padded = {
+        name: [torch.nn.functional.pad(getattr(x, name), (0, size - x.u.shape[2])) for x in frames]
         for name in ("u", "v", "photons")
-    )
+    }
     rest = ("background", "sigma", "count_probability", "log_evidence", "size", "modes")
-    return ModeDraws(*places, *(torch.cat([getattr(x, name) for x in frames]) for name in rest))
+    found = padded | {name: [getattr(x, name) for x in frames] for name in rest}
+    return ModeDraws(**{name: torch.cat(parts) for name, parts in found.items()}, disagreement=disagreement)
