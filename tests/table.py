@@ -24,7 +24,7 @@ from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_i
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
 from smlmtut.networks.unet import embed_log_snr
 from smlmtut.networks.whitening import curvature, lone_sd, variance_budget, width_features
-from smlmtut.posterior import convergence, many, one
+from smlmtut.posterior import convergence, many, modes, one
 
 CAMERA = Camera(2.0, 100.0, 5.0, saturation=180.0)
 ROUND = PSF(1.0)
@@ -223,6 +223,13 @@ def table(device: str = "cpu") -> list[Row]:
     row("spots.cut_spots", partial(spots.cut_spots, size=5), {"frames": frames, "found": tensor([[0, 4, 4]])})
 
     # -- posterior ---------------------------------------------------------------------------------------------
+    row(
+        "modes.mode_posterior",
+        lambda frames, counts, read_variance: modes.mode_posterior(
+            frames, counts, one_emitter, torch.Generator().manual_seed(0), read_variance, draws=20, rounds=1, beam=1
+        ),
+        {"frames": frames, "counts": tensor([0.5, 0.5]), "read_variance": noise},
+    )
     row("one.grid_posterior", one.grid_posterior, {"frame": frames[0], "read_variance": noise})
     row("one.Posterior.cdf", partial(grid.cdf, "photons"), {"value": some(2, low=300, high=700)}, anything=("value",))
     row("one.Posterior.log_density", grid.log_density, {"theta": theta})
@@ -437,6 +444,15 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "one.Posterior.sample": lambda: grid.sample(5, torch.Generator().manual_seed(1)),
         "joint.JointFit.covariance": lambda: jointly().covariance(),
         "joint.JointFit.draw": lambda: jointly().draw(4, dice()),
+        "modes.ModeDraws.emitters": lambda: modes.mode_posterior(
+            frames,
+            torch.full((2,), 0.5),
+            Emitters.single(4, 4, 400.0),
+            torch.Generator().manual_seed(0),
+            1.0,
+            draws=20,
+            rounds=1,
+        ).emitters(0),
         "many.Draws": lambda: drawn,
         "many.Draws.count_probability": drawn.count_probability,
         "many.Draws.emitters": lambda: drawn.emitters(0),

@@ -166,7 +166,7 @@ UNCHECKED = {
 }  # fmt: skip
 RESULTS = {  # dataclasses that functions return, or that hold what their user checks
     "blinking.Flashes", "scenes.FrameBatch", "kde.Peaks", "fit.Fit", "joint.JointFit", "one.Posterior",
-    "many.Diagnostics", "many.Draws",
+    "many.Diagnostics", "many.Draws", "modes.Mode", "modes.ModeDraws",
     "localization.Pairs", "calibration.Sparsification", "against_exact.Regret",
 }  # fmt: skip
 WORDS = ("Tensor", "Array", "Value", "Coordinate", "Positions")

@@ -176,7 +176,8 @@ def test_a_change_of_shape_in_place_is_not_computed_wrongly():
 # Their docstrings say that the result is on the CPU, or it comes from a library of the CPU.
 ON_CPU = {
     "kde.render", "spots.find_spots", "one.grid_posterior", "one.Posterior.cdf", "one.Posterior.log_density",
-    "one.Posterior.sample", "calibration.ranks", "calibration.tarp", "calibration.covered", "calibration.coverage",
+    "one.Posterior.sample", "modes.mode_posterior", "modes.ModeDraws.emitters", "calibration.ranks",
+    "calibration.tarp", "calibration.covered", "calibration.coverage",
     "calibration.sparsification", "proper_scores.crps", "proper_scores.energy_score", "proper_scores.crps_normal",
     "proper_scores.crps_point", "against_exact.energy_regret", "against_exact.crps_regret",
     "against_exact.log_error_bar", "against_exact.peak_counts", "against_exact.summary_vector",

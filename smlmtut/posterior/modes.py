@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .._validate import floating, instance, non_negative, tensor, whole
+from .._validate import finite, floating, instance, non_negative, tensor, whole
 from ..estimation.joint import JointFit, fit_emitters
 from ..imaging.psf import Emitters, pixel_integral_fast
 from .many import _count_probabilities
@@ -84,7 +84,7 @@ def mode_posterior(
     rounds: int = 5,
     beam: int = 6,
 ) -> ModeDraws:
-    """Draw emitters of every frame by importance sampling from the modes of their posterior.
+    """Draw emitters of every frame by importance sampling from the modes of their posterior, on the CPU.
 
     frames: (B, H, W) photo-electrons. counts: p(K) for K = 0 … M, as `count_prior` gives. start: (B, any) first guess.
     read_variance: e⁻², a number, (H, W) or (B, H, W). prior: of each emitter, of b and σ, all uniform over intervals.
@@ -92,9 +92,14 @@ def mode_posterior(
     rounds: of each search; beam: modes that each of them goes on from.
     Raises ValueError for a value that is not finite, a wrong shape, or a prior with a known parameter or a disc.
     """
-    frames = floating("frames", frames, 3).double()
-    variance = tensor("read_variance", non_negative("read_variance", read_variance)).double().expand(frames.shape)
-    log_count = _count_probabilities(counts).log()
+    frames = finite("frames", floating("frames", frames, 3)).cpu().double()
+    variance = tensor("read_variance", non_negative("read_variance", read_variance)).cpu().double()
+    if tuple(variance.shape) not in ((), tuple(frames.shape[1:]), tuple(frames.shape)):
+        raise ValueError(
+            f"read_variance must be a number or have shape {tuple(frames.shape[1:])} or {tuple(frames.shape)}, "
+            f"got {tuple(variance.shape)}"
+        )
+    log_count = _count_probabilities(counts).cpu().log()
     given = Prior() if prior is None else instance("prior", prior, Prior)
     limits = given.bounds((frames.shape[1], frames.shape[2]))
     if given.disc or not bool((limits[:, 0] < limits[:, 1]).all()):
@@ -103,7 +108,7 @@ def mode_posterior(
         whole(name, value)
     if len(instance("start", start, Emitters)) != len(frames):
         raise ValueError(f"start must have a row for each of the {len(frames)} frames, got {len(start)}")
-    problem = _Problem(frames, variance, log_count, limits)
+    problem, start = _Problem(frames, variance.expand(frames.shape), log_count, limits), start.to("cpu")
     table, most = torch.stack([start.u, start.v, start.photons], -1).double(), len(log_count) - 1
     guessed = [x[there][:most] for x, there in zip(table, start.mask, strict=True)]
     searches = [_search(problem, first, rounds, beam) for first in (guessed, _grown(problem))]
