@@ -90,6 +90,8 @@ def mode_posterior(
     read_variance: e⁻², a number, (H, W) or (B, H, W). prior: of each emitter, of b and σ, all uniform over intervals.
     samples: S. draws: weighted ones for each mode; of a frame in which fewer than ENOUGH of them count there are MORE.
     rounds: of each search; beam: modes that each of them goes on from.
+    The normal distribution about a mode is Laplace's (Tierney & Kadane 1986, J. Am. Stat. Assoc. 81:82); all modes with
+    as many emitters share the denominator of the weights (Veach & Guibas 1995, SIGGRAPH).
     Raises ValueError for a value that is not finite, a wrong shape, or a prior with a known parameter or a disc.
     """
     frames = finite("frames", floating("frames", frames, 3)).cpu().double()
