@@ -4,6 +4,7 @@ Damped Fisher scoring as in `fit`, on the same likelihood, with the emitters' pa
 in one vector. Where molecules are apart it is the fit of each; where they overlap it is not.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -141,27 +142,43 @@ class _Model:
         return kept + torch.diag_embed(1 - free)
 
     def fit(self, tolerance: float, steps: int) -> JointFit:
-        """Damped Fisher scoring; a parameter at a limit that the score pushes it over is held."""
-        theta = self.theta
-        deviance, score, information = self.evaluate(theta)
-        damping = torch.full_like(deviance, 0.01, dtype=torch.float64)
-        converged = torch.zeros_like(damping, dtype=torch.bool)
+        """Damped Fisher scoring; a parameter at a limit that the score pushes it over is held, a frame that has
+        converged is done."""
+        state = [self.theta, *self.evaluate(self.theta)]  # theta, deviance, score, information
+        best, converged = [x.clone() for x in state], torch.zeros_like(state[1], dtype=torch.bool)
+        model, rows, damping = self, torch.arange(len(converged), device=converged.device), state[1].double() * 0 + 0.01
         for _ in range(steps):
-            step, sd = self.step(theta, score, information, damping)
+            theta, deviance, score, information = state
+            step, sd = model.step(theta, score, information, damping)
             trial = (theta + step).clamp(self.low, self.high)
-            converged = ((trial - theta).abs() * (1 + 10 * damping[:, None]) <= tolerance * sd).all(1)
-            if bool(converged.all()):
-                break
-            new = self.evaluate(trial)
-            better = new[0] <= deviance + ROUNDINGS * torch.finfo(theta.dtype).eps * deviance.abs()
-            theta, deviance, score, information = (
-                torch.where(better.reshape(-1, *[1] * (after.ndim - 1)), after, before)
-                for after, before in zip((trial, *new), (theta, deviance, score, information), strict=True)
-            )
+            small = ((trial - theta).abs() * (1 + 10 * damping[:, None]) <= tolerance * sd).all(1)
+            converged[rows[small]] = True
+            if bool(small.any()):
+                left = (~small).nonzero()[:, 0]
+                if not len(left):
+                    break
+                model, rows, damping, trial = model.part(left), rows[left], damping[left], trial[left]
+                state = [x[left] for x in state]
+            new = [trial, *model.evaluate(trial)]
+            deviance = state[1]
+            better = new[1] <= deviance + ROUNDINGS * torch.finfo(trial.dtype).eps * deviance.abs()
+            for k, (after, before) in enumerate(zip(new, state, strict=True)):
+                state[k] = torch.where(better.reshape(-1, *[1] * (after.ndim - 1)), after, before)
+                best[k][rows] = state[k]
             damping = torch.where(better, damping / 4, (damping * 8).clamp(min=0.1))
+        theta, deviance, _, information = best
         u, v, photons = theta[:, :-2].unflatten(1, (-1, 3)).unbind(-1)
         found = Emitters(u, v, photons * self.start.mask, self.start.mask)
         return JointFit(found, theta[:, -2], theta[:, -1], deviance, self.with_prior(information), converged)
+
+    def part(self, rows: Tensor) -> "_Model":
+        """The same for some of the frames."""
+        new = copy.copy(self)
+        for name in ("variance", "counts", "free"):
+            setattr(new, name, getattr(self, name)[rows])
+        start = self.start
+        new.start = Emitters(start.u[rows], start.v[rows], start.photons[rows], start.mask[rows])
+        return new
 
     def step(self, theta: Tensor, score: Tensor, information: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
         """The next step, with positions moved by STEP at most, and each parameter's sd if all others were known."""

@@ -29,7 +29,7 @@ CLOSE = 2.0  # px: emitters of a mode that are closer may change places
 WINDOW = 8.0  # nats below the best mode: those are kept
 SPLIT = 0.5  # px: half of the distance at which an emitter's halves start
 KEPT = 8  # modes of a frame, at most
-ENOUGH, MORE = 100.0, 8  # effective size below which a frame gets so many times the draws, once
+ENOUGH, MORE = 100.0, 16  # effective size below which a frame gets so many times the draws, once
 PATIENCE = 3  # emitters that are added in vain before an empty frame counts as filled
 
 
@@ -133,7 +133,7 @@ class _Problem:
     log_count: Tensor
     limits: Tensor
 
-    def fit(self, rows: Tensor, sets: list[Tensor], iterations: int = 25) -> JointFit:
+    def fit(self, rows: Tensor, sets: list[Tensor], iterations: int = 15) -> JointFit:
         """The fits of sets of emitters (K, 3), of one frame each."""
         (left, right), (top, bottom), photons, background, sigma = ((low, high) for low, high in self.limits.tolist())
         return fit_emitters(
