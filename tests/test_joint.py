@@ -1,6 +1,7 @@
 """The joint fit of all emitters of a frame, held against the fit of one, closed forms, and simulated frames."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from smlmtut.estimation.joint import JointFit
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, rate_gradient
 
-WIDE = {"photons": (1.0, 1e5), "background": (0.0, 100.0), "sigma": (0.5, 2.0)}
+WIDE: dict[str, Any] = {"photons": (1.0, 1e5), "background": (0.0, 100.0), "sigma": (0.5, 2.0)}
 SHAPE = (16, 16)
 
 
@@ -89,10 +90,16 @@ def test_the_mode_has_no_gradient():
     rate = torch.einsum("be,beh,bew->bhw", photons, edge(v), edge(u)) + background[:, None, None] + 2.0
     ((x + 2.0) * rate.log() - rate).sum().backward()
     sd = joint.covariance().diagonal(dim1=1, dim2=2).sqrt()
+
+    def slope(x: torch.Tensor) -> torch.Tensor:
+        assert x.grad is not None
+        return x.grad
+
     for k, value in enumerate((u, v, photons)):
-        assert float((value.grad * sd[:, k:-2:3]).abs().max()) < 1e-4
+        assert float((slope(value) * sd[:, k:-2:3]).abs().max()) < 1e-4
     assert (
-        float((sigma.grad * sd[:, -1]).abs().max()) < 1e-4 and float((background.grad * sd[:, -2]).abs().max()) < 1e-4
+        float((slope(sigma) * sd[:, -1]).abs().max()) < 1e-4
+        and float((slope(background) * sd[:, -2]).abs().max()) < 1e-4
     )
 
 
@@ -108,7 +115,7 @@ def test_lone_molecules_have_the_exact_posteriors_mean_and_sd():
     known = {name: torch.from_numpy(np.asarray(values[alone], dtype="f8")) for name, values in known.items()}
     camera = Camera(known["gain"], known["offset"], known["read_variance"])
     electrons = to_photoelectrons(known["adu"], camera)
-    start = Emitters(*(known[f"truth_{name}"][:, :1] for name in ("u", "v", "photons")))
+    start = Emitters(known["truth_u"][:, :1], known["truth_v"][:, :1], known["truth_photons"][:, :1])
     joint = fit_emitters(electrons, start, torch.as_tensor(camera.read_variance_electrons))
     sd = joint.covariance().diagonal(dim1=1, dim2=2).sqrt()
     for k, name in enumerate(("u", "v")):
@@ -130,8 +137,10 @@ def test_limits_hold_and_an_absent_emitter_changes_nothing():
     joint = fit_emitters(x, truth, 2.0)
     assert bool((joint.emitters.photons[:, 0] == 2000).all())
     assert bool((joint.emitters.photons >= 100).all() and (joint.sigma <= 1.08).all() and (joint.sigma >= 0.92).all())
-    more = Emitters(*(torch.cat([t, torch.full_like(t[:, :1], 3.0)], 1) for t in (truth.u, truth.v, truth.photons)),
-                    torch.tensor([True, True, False]).expand(8, -1))  # fmt: skip
+    place, light = (torch.cat([t, torch.full_like(t[:, :1], 3.0)], 1) for t in (truth.u, truth.photons))
+    more = Emitters(
+        place, torch.cat([truth.v, place[:, 2:]], 1), light, torch.tensor([True, True, False]).expand(8, -1)
+    )
     padded = fit_emitters(x, more, 2.0)
     for name in ("u", "v", "photons"):
         assert torch.allclose(getattr(padded.emitters, name)[:, :2], getattr(joint.emitters, name), atol=1e-9)
@@ -158,7 +167,7 @@ def test_single_precision_and_arrays():
     exact, short = (fit_emitters(t, truth, 2.0) for t in (x, x.float()))
     assert short.emitters.u.dtype == torch.float32 and bool(short.converged.all())
     assert float((short.emitters.u - exact.emitters.u).abs().max()) < 1e-3
-    taken = fit_emitters(np.asarray(x), truth, np.full(SHAPE, 2.0))
+    taken = fit_emitters(np.asarray(x), truth, np.full(SHAPE, 2.0))  # type: ignore[arg-type]
     assert isinstance(taken, JointFit) and torch.equal(taken.emitters.u, exact.emitters.u)
 
 

@@ -90,7 +90,7 @@ def posterior_of(kind: str, most: int):
 
 
 def images(u: torch.Tensor, v: torch.Tensor, photons: torch.Tensor) -> torch.Tensor:
-    flat = Emitters(*(x.flatten(0, 1) for x in (u, v, photons)), photons.flatten(0, 1) > 0)
+    flat = Emitters(u.flatten(0, 1), v.flatten(0, 1), photons.flatten(0, 1), photons.flatten(0, 1) > 0)
     return kde_image(flat, (16, 16)).float().reshape(*u.shape[:2], 64, 64)
 
 
@@ -136,8 +136,8 @@ def test_the_order_and_the_number_of_the_first_guess_do_not_matter():
 
 def test_the_same_generator_gives_the_same_draws_and_padding_is_zero():
     x = torch.cat([frame((4.0, 4.0, 900.0)), frame((2.0, 2.0, 900.0), (6.0, 6.0, 900.0), seed=9)])
-    guess = Emitters(*(torch.tensor([[4.0, 0.0], [2.0, 6.0]]).double() for _ in range(2)), torch.full((2, 2), 800.0),
-                     torch.tensor([[True, False], [True, True]]))  # fmt: skip
+    place, present = torch.tensor([[4.0, 0.0], [2.0, 6.0]]).double(), torch.tensor([[True, False], [True, True]])
+    guess = Emitters(place, place, torch.full_like(place, 800.0), present)
     first, second = (
         mode_posterior(x, count_prior(3, SHAPE), guess, step_generator(1, 0), 2.0, PRIOR) for _ in range(2)
     )

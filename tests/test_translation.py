@@ -29,6 +29,11 @@ def source(page: str) -> str:
     return plain((ROOT / f"{page}.md").read_text(encoding="utf-8"))
 
 
+def messages(language: str, page: str) -> list[tuple[str, str]]:
+    """The texts of a page and their translations."""
+    return [(str(m.id), str(m.string)) for m in translate.read(path(ROOT, language, page), language) if m.id]
+
+
 @catalogues
 def test_every_text_is_translated_and_none_changed_since(language, page):
     assert translate.state(translate.read(path(ROOT, language, page), language))[1:] == (0, 0)
@@ -37,14 +42,14 @@ def test_every_text_is_translated_and_none_changed_since(language, page):
 @catalogues
 def test_the_texts_are_those_of_the_page(language, page):
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
-    for message in translate.read(path(ROOT, language, page), language):
-        assert not message.id or plain(message.id) in source(page) or message.id in toc, message.id
+    for text, _ in messages(language, page):
+        assert plain(text) in source(page) or text in toc, text
 
 
 @catalogues
 def test_every_paragraph_of_the_page_is_in_the_catalogue(language, page):
     """A paragraph that was added to the page and not to the catalogue would stay English without a word."""
-    known = {plain(message.id) for message in translate.read(path(ROOT, language, page), language) if message.id}
+    known = {plain(text) for text, _ in messages(language, page)}
     text = re.sub(r"^:::.*$|^:\w+:.*$", "", (ROOT / f"{page}.md").read_text(encoding="utf-8"), flags=re.M)
     missing = []
     for block in re.split(r"\n\s*\n|\n(?=[-*] |\d+\. |: )", text):
@@ -56,9 +61,8 @@ def test_every_paragraph_of_the_page_is_in_the_catalogue(language, page):
 
 @catalogues
 def test_references_formulas_and_pictures_stay(language, page):
-    for message in translate.read(path(ROOT, language, page), language):
-        if message.id:
-            assert sorted(KEPT.findall(message.string)) == sorted(KEPT.findall(message.id)), message.id
+    for text, translated in messages(language, page):
+        assert sorted(KEPT.findall(translated)) == sorted(KEPT.findall(text)), text
 
 
 def path(root: Path, language: str, page: str) -> Path:
