@@ -24,7 +24,7 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in run_chapters.
 TAUGHT = [stem for stem in SOURCES if not stem.startswith(contract.APPENDIX)]
 BANKS = {made.chapter: made for made in bank.read_all()}
 QUESTIONS = {question.id: question for made in BANKS.values() for question in made.questions}
-COMING = {"offline", "pdf"}  # commands that the guide names and that may not be there yet
+COMING = {"pdf"}  # commands that the guide names and that may not be there yet
 
 PARTS = ["Objectives", "Misconceptions", "On the board", "Live", "90 minutes", "Exercises"]
 WITHIN = ("*They must know:*", "*Not on the board:*", "**Short of time?** Leave out")
