@@ -23,7 +23,7 @@ A room is loaded when it is first asked for.
 from importlib import import_module
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ROOMS = ("imaging", "estimation", "posterior", "diffusion", "networks", "evaluation", "io", "localize", "cli")
 MODULES = (*ROOMS, "notebook", "figures", "data")
