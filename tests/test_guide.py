@@ -24,7 +24,6 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in run_chapters.
 TAUGHT = [stem for stem in SOURCES if not stem.startswith(contract.APPENDIX)]
 BANKS = {made.chapter: made for made in bank.read_all()}
 QUESTIONS = {question.id: question for made in BANKS.values() for question in made.questions}
-COMING = {"pdf"}  # commands that the guide names and that may not be there yet
 
 PARTS = ["Objectives", "Misconceptions", "On the board", "Live", "90 minutes", "Exercises"]
 WITHIN = ("*They must know:*", "*Not on the board:*", "**Short of time?** Leave out")
@@ -82,7 +81,7 @@ def unknown(book, name, text):
     code = "".join(SOURCES.values())
     wrong += [found for found in STRING.findall(text) if f'"{found}"' not in code]
     wrong += [found for found in NAME.findall(text) if not there(found)]
-    return wrong + [found for found in MAKE.findall(text) if found not in targets() | COMING]
+    return wrong + [found for found in MAKE.findall(text) if found not in targets()]
 
 
 @pytest.fixture(scope="module")
