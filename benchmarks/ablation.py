@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from benchmarks import bakeoff
 from smlmtut.diffusion.schedule import NoiseSchedule
 from smlmtut.estimation.joint import JointFit, fit_emitters
-from smlmtut.imaging.kde import kde_image, peak_emitters, to_super_resolved
+from smlmtut.imaging.first_guess import peak_emitters
+from smlmtut.imaging.kde import kde_image, to_super_resolved
 from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import MOLECULES, STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms
 from smlmtut.networks.checkpoint import read_average
-from smlmtut.networks.deepstorm import Convolution, input_electrons
+from smlmtut.networks.deepstorm import Convolution
+from smlmtut.networks.inputs import input_electrons
 from smlmtut.networks.settings import Draw, TrainingSettings
 from smlmtut.networks.unet import UNet
 from smlmtut.networks.whitening import SCALE_AT_START

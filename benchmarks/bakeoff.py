@@ -27,13 +27,15 @@ from smlmtut.evaluation import against_exact as against
 from smlmtut.evaluation import energy_score, spread_skill
 from smlmtut.evaluation.calibration import CLASSES, LEVELS, covered, pixel_class, tarp
 from smlmtut.imaging.camera import Camera, to_photoelectrons
-from smlmtut.imaging.kde import kde_image, peak_emitters
+from smlmtut.imaging.first_guess import peak_emitters
+from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
 from smlmtut.imaging.scenes import draw_batch
 from smlmtut.localize.exact import MARGIN, training_prior
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sample_kde
-from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, input_electrons
+from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
+from smlmtut.networks.inputs import input_electrons
 from smlmtut.networks.precision import AUTOCAST, best_precision
 from smlmtut.posterior import count_prior, mode_posterior
 

@@ -16,10 +16,10 @@ from smlmtut.diffusion.samplers import sample
 from smlmtut.diffusion.schedule import from_log_snr, log_snr
 from smlmtut.estimation import closed_forms, fisher, fit, joint, likelihood, spots
 from smlmtut.evaluation import against_exact, calibration, localization, proper_scores, resolution
-from smlmtut.imaging import blinking, kde, scenes, simulate, structures
+from smlmtut.imaging import blinking, first_guess, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
-from smlmtut.networks import conformal, deepstorm, emitter_set, engression, recipes, rivals
+from smlmtut.networks import conformal, emitter_set, engression, inputs, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
 from smlmtut.networks.unet import embed_log_snr
@@ -142,7 +142,7 @@ def table(device: str = "cpu") -> list[Row]:
         truth=("weights",),
         optional=("weights",),
     )
-    row("kde.peak_emitters", kde.peak_emitters, {"y": kde.kde_image(two, (9, 9))})
+    row("first_guess.peak_emitters", first_guess.peak_emitters, {"y": kde.kde_image(two, (9, 9))})
     row("kde.to_coordinates", kde.to_coordinates, {"y": kde.kde_image(two, (9, 9))})
     row(
         "kde.render",
@@ -423,7 +423,7 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "emitter_set.EmitterSet": lambda: taught(
             emitter_set.EmitterSet, emitter_set.draw_emitters(scene, (16, 16), phi)(2, dice())
         ),
-        "deepstorm.input_electrons": lambda: deepstorm.input_electrons(given),
+        "inputs.input_electrons": lambda: inputs.input_electrons(given),
         "psf.Emitters.to": lambda: emitters.to(dtype=torch.float64),
         "camera.Camera.to": lambda: sensor.to(dtype=torch.float64),
         "camera.Camera.crop": lambda: sensor.crop(2, 3, (5, 6)),

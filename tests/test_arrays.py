@@ -156,7 +156,7 @@ def test_half_precision_is_refused_where_the_arithmetic_would_be_in_it(name, cal
 # Modules that the rooms use inside; their callers have checked the arguments.
 INNER = {
     "estimation.mixture", "posterior.search", "posterior.grid", "posterior.integral", "posterior.chains",
-    "posterior.moves", "posterior.proposals", "posterior.sweeps",
+    "posterior.moves", "posterior.proposals", "posterior.sweeps", "posterior.mode_search",
 }  # fmt: skip
 # Functions that loops call, and which say that they check nothing, or that are checks themselves.
 UNCHECKED = {
@@ -166,7 +166,7 @@ UNCHECKED = {
 }  # fmt: skip
 RESULTS = {  # dataclasses that functions return, or that hold what their user checks
     "blinking.Flashes", "scenes.FrameBatch", "kde.Peaks", "fit.Fit", "joint.JointFit", "one.Posterior",
-    "many.Diagnostics", "many.Draws", "modes.Mode", "modes.ModeDraws",
+    "many.Diagnostics", "many.Draws", "modes.ModeDraws",
     "localization.Pairs", "calibration.Sparsification", "against_exact.Regret",
 }  # fmt: skip
 WORDS = ("Tensor", "Array", "Value", "Coordinate", "Positions")

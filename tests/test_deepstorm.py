@@ -16,9 +16,9 @@ from smlmtut.networks.deepstorm import (
     DeepSTORM,
     convolution,
     estimate_kde,
-    input_electrons,
     network_input,
 )
+from smlmtut.networks.inputs import input_electrons
 
 TINY = {"channels": 4, "dilations": (1, 2), "upsampled": (4, 3), "predicting": 1}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from skimage.feature import peak_local_max
 
-from smlmtut.imaging import kde
+from smlmtut.imaging import first_guess
 from smlmtut.imaging.kde import kde_image, render, to_camera, to_coordinates, to_super_resolved
 from smlmtut.imaging.psf import Emitters
 
@@ -421,14 +421,14 @@ def test_peaks_come_back_as_emitters_frame_by_frame():
     u, v = torch.tensor([[2.0, 9.3, 5.1], [0.0, 0.0, 12.2]]), torch.tensor([[3.0, 4.4, 11.0], [0.0, 0.0, 6.6]])
     present = torch.tensor([[True, True, True], [False, False, True]])
     y = torch.cat([kde_image(Emitters(u, v, torch.ones(2, 3), present), (16, 16)), torch.zeros(1, 1, 64, 64)])
-    found = kde.peak_emitters(y, photons=700.0)
+    found = first_guess.peak_emitters(y, photons=700.0)
     assert found.mask.sum(1).tolist() == [3, 1, 0] and found.u.shape == (3, 3)
     assert found.photons[found.mask].unique().tolist() == [700.0] and not found.photons[~found.mask].any()
     order = found.v[0].argsort()
     assert torch.allclose(found.u[0][order], u[0], atol=0.02) and torch.allclose(found.v[0][order], v[0], atol=0.02)
     assert abs(float(found.u[1, 0]) - 12.2) < 0.02
-    few = kde.peak_emitters(y, most=2)
+    few = first_guess.peak_emitters(y, most=2)
     assert few.u.shape == (3, 2) and few.mask.sum(1).tolist() == [2, 1, 0]
-    assert kde.peak_emitters(torch.zeros(2, 1, 8, 8)).mask.tolist() == [[False], [False]]
+    assert first_guess.peak_emitters(torch.zeros(2, 1, 8, 8)).mask.tolist() == [[False], [False]]
     with pytest.raises(ValueError, match="photons must be finite and positive, got -1"):
-        kde.peak_emitters(y, photons=-1.0)
+        first_guess.peak_emitters(y, photons=-1.0)

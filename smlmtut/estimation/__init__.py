@@ -13,13 +13,12 @@ Where a tensor is wanted an array of numpy will do; results are tensors.
 
 from .fisher import bound, fisher_information, localization_bound
 from .fit import Fit, first_guess, fit_spots
-from .joint import JointFit, fit_emitters
+from .joint import fit_emitters
 from .likelihood import exact_log_likelihood, surrogate_counts, surrogate_log_likelihood
 from .spots import cut_spots, find_spots
 
 __all__ = [
     "Fit",
-    "JointFit",
     "bound",
     "cut_spots",
     "exact_log_likelihood",

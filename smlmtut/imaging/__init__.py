@@ -3,6 +3,7 @@
 psf            expected photo-electrons of point emitters (Eq. 10 and 11) and their derivatives
 camera         raw frames from them, and back: an sCMOS camera, pixel by pixel
 kde            kernel density estimates, their peaks, and rendered tables
+first_guess    the peaks of an image as emitters
 simulate       simple scenes and their frames
 scenes         training scenes, drawn from a prior
 distributions  what their quantities are drawn from
@@ -13,7 +14,7 @@ Where a tensor is wanted an array of numpy will do; results are tensors.
 """
 
 from .camera import Camera, expose, to_photoelectrons
-from .kde import kde_image, peak_emitters, to_coordinates
+from .kde import kde_image, to_coordinates
 from .psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
 from .scenes import Scene, draw_batch
 
@@ -26,7 +27,6 @@ __all__ = [
     "expected_photons",
     "expose",
     "kde_image",
-    "peak_emitters",
     "pixel_integral",
     "rate_gradient",
     "to_coordinates",

@@ -136,31 +136,6 @@ def to_coordinates(
     return Peaks(*(x[heavy] for x in (frame, u, v, y[frame, row, column], mass)))
 
 
-def peak_emitters(
-    y: Tensor,
-    factor: int = 4,
-    sigma: float = 1.0,
-    threshold: float = 0.25,
-    photons: float = 1.0,
-    most: int | None = None,
-) -> Emitters:
-    """The peaks of KDEs as emitters (B, E), all of so many photons: where a fit or a chain may start.
-
-    most: E, and peaks beyond it are left out, from below and right; None: as many as the fullest image has, at least 1.
-    Other arguments, and errors, as in `to_coordinates`.
-    """
-    found = to_coordinates(y, factor, sigma, threshold)
-    there = found.frame[:, None] == torch.arange(len(y), device=found.frame.device)  # (K, B)
-    slot = (there.cumsum(0) - 1)[there]
-    size = max(1, int(there.sum(0).max()) if len(found) else 0) if most is None else valid.whole("most", most)
-    kept = slot < size
-    at = (found.frame[kept], slot[kept])
-    u, v = found.u.new_zeros(2, len(y), size)
-    present = torch.zeros(len(y), size, dtype=torch.bool, device=u.device)
-    u[at], v[at], present[at] = found.u[kept], found.v[kept], True
-    return Emitters(u, v, valid.number("photons", photons, valid.positive) * present.to(u), present)
-
-
 def _patches(padded: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """The 3 × 3 pixels about each one, of images (B, h + 2, w + 2) with a border: (K, 3, 3)."""
     steps = torch.arange(3, device=padded.device)

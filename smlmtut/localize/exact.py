@@ -20,7 +20,8 @@ from torch import Tensor
 from .._random import step_generator
 from .._validate import positive, whole
 from ..imaging.camera import Camera, to_photoelectrons
-from ..imaging.kde import kde_image, peak_emitters
+from ..imaging.first_guess import peak_emitters
+from ..imaging.kde import kde_image
 from ..imaging.scenes import BACKGROUND, PHOTONS, SIGMA
 from ..networks.deepstorm import DeepSTORM
 from ..posterior import Draws, Prior, chain_posterior, count_prior, effective_size, split_r_hat

@@ -106,16 +106,6 @@ def network_input(electrons: Tensor, read_variance: Tensor | float) -> Tensor:
     return torch.cat([signal / SIGNAL_SCALE, v.sqrt().expand_as(signal) / NOISE_SCALE], dim=1)
 
 
-def input_electrons(frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Photo-electrons and read variance (B, H, W) each, of a network's input (B, 2, H, W): the way back.
-
-    Photo-electrons below −v − 3/8, which `network_input` cannot tell apart, come back as that.
-    """
-    variance = (tensor("frame", frame, 4)[:, 1] * NOISE_SCALE).square()
-    dark = variance + ANSCOMBE
-    return (tensor("frame", frame)[:, 0] * SIGNAL_SCALE / 2 + dark.sqrt()).square() - dark, variance
-
-
 PIXELS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 20}  # camera pixels: a CPU is faster when features stay in its cache
 
 

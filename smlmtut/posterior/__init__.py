@@ -18,7 +18,8 @@ Several emitters, `chain_posterior`:
 
 Several emitters, without chains, `mode_posterior`:
 
-    modes        the sets of emitters that explain a frame, and weighted draws about each
+    mode_search  the sets of emitters that explain a frame
+    modes        weighted draws about each
 """
 
 from .convergence import effective_size, split_r_hat
