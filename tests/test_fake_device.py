@@ -228,7 +228,8 @@ NOT_RUN = {
     "conformal.Conformal.calibrate": "takes an iterable of batches; the table calls it, see conformal.Conformal",
     "training.train": "takes networks and makes the generators; see the tests of training",
 }
-ON_THE_GRID = ("search", "grid", "integral")  # what computes that posterior
+# what computes that posterior, and the search for modes, to which `mode_posterior` gives tensors of the CPU
+ON_THE_CPU = ("search", "grid", "integral", "mode_search")
 
 
 def public() -> dict[str, CodeType]:
@@ -243,7 +244,7 @@ def public() -> dict[str, CodeType]:
 
     for room in ROOMS:
         folder = Path(import_module(f"smlmtut.{room}").__path__[0])
-        for module in sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem not in ON_THE_GRID):
+        for module in sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem not in ON_THE_CPU):
             whole = import_module(f"smlmtut.{room}.{module}")
             for name, thing in vars(whole).items():
                 if name.startswith("_") or getattr(thing, "__module__", "") != whole.__name__:
