@@ -201,9 +201,11 @@ def outputs_of(page: Page, executed: nbformat.NotebookNode) -> list[list[dict[st
 
 
 def deck(book: Book, name: str, executed: nbformat.NotebookNode) -> tuple[str, int]:
-    """A chapter's deck as HTML, and how many slides it has. Formulas are slides if any page refers to them."""
+    """A chapter's deck as HTML, and how many slides it has. Formulas are slides if any page refers to them, but
+    those for teachers, which refer to nearly all."""
     page = book.pages[name]
-    key = set(REFERENCE.findall("".join(p.path.read_text(encoding="utf-8") for p in book.pages.values())))
+    others = [p.path for p in book.pages.values() if not p.name.startswith("book/teaching/")]
+    key = set(REFERENCE.findall("".join(path.read_text(encoding="utf-8") for path in others)))
     slides = Deck(book, page, executed, key).build()
     text = TEMPLATE.read_text(encoding="utf-8").replace("%TITLE%", escape(page.title))
     return text.replace("%SLIDES%", "".join(map(str, slides))), len(slides)
