@@ -1,6 +1,6 @@
 """Are the reference's chains right? Simulation-based calibration: the truth among draws from its own posterior.
 
-    python benchmarks/reference_calibration.py --folder runs/calibration     # resumable; about two hours on one core
+    python benchmarks/reference_calibration.py --folder runs/calibration     # resumable; half an hour on one core
 
 Frames are drawn from the prior with K of at most MOST (`count_prior` cut there), and their posterior under the same
 prior: so the truth is one more draw, and its rank among DRAWS thinned ones is uniform, whatever the frame shows (Talts
@@ -37,7 +37,7 @@ from smlmtut.posterior import Draws
 
 SEED, PART, FRAMES = 20261130, 20, 240
 MOST, DRAWS = 4, 63  # so that ranks are 0 … 63
-KIND = Kind(0, 0, MOST, 400, 63, 10)
+KIND = Kind(0, 0, MOST, 300, 63, 5)
 NAMES = ("number inside", "mass", "brightest pixel", "least sure pixel", "halo pixel", "background", "sigma")
 LEVEL = 0.01 / len(NAMES)  # of each test, so that one false alarm in all of them has a chance of 1 %
 

@@ -50,10 +50,10 @@ class Kind:
 
 
 KINDS = {
-    "lone": Kind(56, 152, 12, 300, 400, 3),
-    "pair": Kind(56, 152, 12, 400, 400, 12),
-    "sparse": Kind(56, 152, 14, 400, 400, 5),
-    "crowded": Kind(16, 32, 28, 1500, 600, 20),
+    "lone": Kind(56, 152, 12, 300, 400, 2),
+    "pair": Kind(56, 152, 12, 400, 400, 5),
+    "sparse": Kind(56, 152, 14, 400, 400, 3),
+    "crowded": Kind(16, 32, 28, 1000, 600, 10),
 }
 
 
@@ -122,15 +122,18 @@ def prior() -> Prior:
     return Prior(ends[0], ends[1], ends[2], (LEFT, RIGHT, LEFT, RIGHT))
 
 
-def run_chains(frames: dict[str, np.ndarray], kind: Kind, longer: int, generator: torch.Generator) -> Draws:
+def run_chains(
+    frames: dict[str, np.ndarray], kind: Kind, longer: int, generator: torch.Generator, jumps: bool = True
+) -> Draws:
     gain, offset, read_variance = (torch.from_numpy(frames[name]) for name in ("gain", "offset", "read_variance"))
     camera = Camera(gain, offset, read_variance)
     electrons = to_photoelectrons(torch.from_numpy(frames["adu"].astype(np.float64)), camera)
     numbers = count_prior(kind.most, SHAPE, DENSITY, PIXEL_NM, MARGIN)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=torch.float64)
     return chain_posterior(
-        electrons, numbers, generator, variance, prior(), CHAINS, kind.draws, longer * kind.thin, longer * kind.burn_in
-    )
+        electrons, numbers, generator, variance, prior(), CHAINS, kind.draws, longer * kind.thin, longer * kind.burn_in,
+        jumps=jumps,
+    )  # fmt: skip
 
 
 # -- the certificate ---------------------------------------------------------------------------------------

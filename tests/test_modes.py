@@ -1,6 +1,8 @@
 """Importance sampling from the modes, held against a grid, a quadrature, Markov chains and permutations."""
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from smlmtut.evaluation import against_exact
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
-from smlmtut.posterior import Prior, count_prior, grid_posterior, mode_posterior
+from smlmtut.posterior import Prior, chain_posterior, count_prior, grid_posterior, mode_posterior, sweeps
+from smlmtut.posterior.mode_search import Mode, Problem
+from smlmtut.posterior.normal_modes import NormalModes
 
 SHAPE = (9, 9)
 PRIOR = Prior(position=(-0.5, 8.5, -0.5, 8.5))
@@ -144,6 +148,68 @@ def test_the_same_generator_gives_the_same_draws_and_padding_is_zero():
     assert torch.equal(first.u, second.u) and len(first) == 2 and first.u.shape[1] == 64
     assert not first.u[first.photons == 0].any() and first.emitters(1).mask.sum(1).float().mean() > 1.5
     assert bool((first.size >= 1).all()) and torch.allclose(first.count_probability.sum(1), torch.ones(2).double())
+
+
+def test_a_set_counts_once_whatever_its_order_and_however_close_its_emitters_are():
+    """Three and two emitters within a pixel: one order of each is drawn, and all have the sum of the densities."""
+    places = torch.tensor([(4.0, 4.0, 700.0), (4.5, 4.2, 600.0), (4.2, 5.0, 500.0)]).double()
+    x, draws = frame(*places.tolist(), seed=11), 200
+    problem = Problem(x, torch.full_like(x, 2.0), count_prior(3, SHAPE).log(), PRIOR.bounds(SHAPE))
+    sets = (places, places.flip(0) + torch.tensor([0.2, -0.1, 50.0]), places[:2], places[1:])
+    modes = NormalModes.of(problem, [[Mode(emitters, 0.0, 0.0) for emitters in sets]])
+    for count in (2, 3):
+        r = int((modes.number[0] == count).nonzero()[0])
+        here, own = torch.zeros(draws).long(), torch.full((draws,), r)
+        noise = torch.randn(draws, modes.mean.shape[2], generator=step_generator(0, 0), dtype=torch.float64)
+        theta, number = modes.draw(here, own, noise), torch.full((draws,), count)
+        named, density = 0, None
+        for order in itertools.permutations(range(count)):
+            kept = [3 * k + j for k in order for j in range(3)]
+            other = theta.clone()
+            other[:, : 3 * count] = theta[:, kept]
+            named = named + modes.named_as_drawn(here, own, other).int()
+            said = modes.log_density(here, other, number, torch.zeros_like(modes.log_share))
+            assert density is None or torch.allclose(said, density)
+            density = said
+        assert bool((torch.as_tensor(named) == 1).all())
+        assert 0.2 < float(modes.named_as_drawn(here, own, theta).double().mean()) <= 1  # some draws are void
+        alone = torch.full_like(modes.log_share, -math.inf)
+        alone[0, r] = 0.0  # a normal distribution's density where its mode names the emitters as they are
+        good = modes.named_as_drawn(here, own, theta)
+        cut = torch.cat([torch.arange(3 * count), torch.tensor([-2, -1]) + modes.mean.shape[2]])
+        precision = (modes.factor[0, r] @ modes.factor[0, r].mT)[cut][:, cut]
+        normal = torch.distributions.MultivariateNormal(modes.mean[0, r, cut], precision_matrix=precision)
+        said = modes.log_density(here, theta, number, alone)
+        assert torch.allclose(said[good], normal.log_prob(theta[:, cut])[good])
+
+
+@pytest.mark.parametrize("margin", [0.0, 3.0])
+def test_jumps_alone_leave_the_posterior_as_it_is(margin, monkeypatch):
+    """K changes by jumps only: p(K) of the chains that other moves give, on a pair that may be one, or three.
+
+    A K! or a density of the wrong measure would change the odds of one and two by 2 or more.
+    """
+    x, ends = frame((4.0, 4.0, 250.0), (4.9, 4.6, 250.0), seed=12), (-0.5 - margin, 8.5 + margin)
+    prior, counts = Prior(position=(*ends, *ends)), torch.tensor([0.01, 0.09, 0.5, 0.4])
+    settings: dict[str, Any] = {"chains": 256, "draws": 40, "thin": 5, "burn_in": 100}
+    guess = start((4.0, 4.0, 250.0), (4.9, 4.6, 250.0))
+    plain = chain_posterior(x, counts, step_generator(1, 0), 2.0, prior, **settings)
+    both = chain_posterior(x, counts, step_generator(2, 0), 2.0, prior, **settings, jumps=True)
+    all_moves = sweeps.sweep_of
+    of_fixed = {"birth and death", "split and merge"}
+    monkeypatch.setattr(sweeps, "sweep_of", lambda target: [m for m in all_moves(target) if m[0] not in of_fixed])
+    alone = chain_posterior(x, counts, step_generator(3, 0), 2.0, prior, **settings, start=guess, jumps=True)
+    p = [draws.count_probability()[0] for draws in (plain, both, alone)]
+    assert 0.05 < float(p[0][1]) < 0.95 and 0.02 < float(p[0][2]) < 0.95
+    assert float((p[1] - p[0]).abs().max()) < 0.02
+    if margin == 0:  # beyond the border no jump adds or removes an emitter
+        # chains that start empty may stay so long: those that start with two are compared
+        late = alone.count[0, 128:].flatten()
+        assert float((torch.stack([(late == k).double().mean() for k in range(4)]) - p[0]).abs().max()) < 0.03
+    assert float(alone.acceptance["jump"].mean()) > 0.02
+    mean, variance = (m[0] for m in plain.kde_moments())
+    other = both.kde_moments()[0][0]
+    assert float(((other - mean) / variance.max().sqrt()).abs().max()) < 0.06
 
 
 @pytest.mark.parametrize(

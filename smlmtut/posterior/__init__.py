@@ -19,7 +19,8 @@ Several emitters, `chain_posterior`:
 Several emitters, without chains, `mode_posterior`:
 
     mode_search  the sets of emitters that explain a frame
-    modes        weighted draws about each
+    normal_modes draws about each and their density; the jumps between them of `chain_posterior`
+    modes        weighted draws
 """
 
 from .convergence import effective_size, split_r_hat

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from .moves import (
     sigma_step,
     split_and_merge,
 )
+from .normal_modes import NormalModes, jump
 from .one import Prior
 from .proposals import Births
 
@@ -50,13 +52,17 @@ def run(
     thin: int,
     burn_in: int,
     start: Tensor | None = None,
+    modes: NormalModes | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws (M, S, …) of each field, and the acceptance (B,) of each kind of move; start: as in `_start`."""
+    """Draws (M, S, …) of each field, and the acceptance (B,) of each kind of move; start: as in `_start`.
+
+    modes: None, or those of each frame, to which every sweep tries to jump once.
+    """
     rows = len(target.counts)
     scales = {name: target.counts.new_full((rows,), first) for name, first in FIRST_SCALE.items()}
     context = Context(target, Births(target), generator, scales)
     state = _start(context, chains, start)
-    moves = sweep_of(target)
+    moves = sweep_of(target) + ([] if modes is None else [("jump", partial(jump, modes))])
     kept: list[Chains] = []
     tried: dict[str, int] = {}
     moved: dict[str, Tensor] = {}
