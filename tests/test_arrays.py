@@ -157,6 +157,7 @@ def test_half_precision_is_refused_where_the_arithmetic_would_be_in_it(name, cal
 INNER = {
     "estimation.mixture", "posterior.search", "posterior.grid", "posterior.integral", "posterior.chains",
     "posterior.moves", "posterior.proposals", "posterior.sweeps", "posterior.mode_search",
+    "posterior.normal_modes",
 }  # fmt: skip
 # Functions that loops call, and which say that they check nothing, or that are checks themselves.
 UNCHECKED = {

@@ -229,7 +229,7 @@ NOT_RUN = {
     "training.train": "takes networks and makes the generators; see the tests of training",
 }
 # what computes that posterior, and the search for modes, to which `mode_posterior` gives tensors of the CPU
-ON_THE_CPU = ("search", "grid", "integral", "mode_search")
+ON_THE_CPU = ("search", "grid", "integral", "mode_search", "normal_modes")
 
 
 def public() -> dict[str, CodeType]:

@@ -67,7 +67,7 @@ class NormalModes:
         return (order == torch.arange(order.shape[1])).all(1)
 
     def log_density(self, frame: Tensor, theta: Tensor, number: Tensor, log_share: Tensor) -> Tensor:
-        """log Σ share · normal density, over the modes with as many emitters, of sets theta (M, P) of `number` (M,): (M,).
+        """log Σ share · normal density, over modes with as many emitters, of sets theta (M, P) of `number` (M,): (M,).
 
         log_share: (B, R). The order of the emitters in theta does not matter.
         """
