@@ -5,7 +5,8 @@
     python benchmarks/reference_posteriors.py report --folder runs/reference         # kept, left out, certificates
 
 `benchmarks/protocol.md` says what the classes are and what a frame must fulfil to be kept. Each part of the folder is
-one file of PART frames; a run that is killed goes on with the part that it was drawing.
+one file of PART frames; a run that is killed goes on with the parts that it was drawing. TOGETHER of them share their
+sweeps, which is faster, and their random numbers: another number of them gives the same frames and other draws.
 """
 
 import argparse
@@ -33,6 +34,8 @@ SHAPE, PIXEL_NM, MARGIN = (16, 16), 108.0, 3.0  # px, nm, px beyond the border w
 LEFT, RIGHT = -0.5 - MARGIN, SHAPE[1] - 0.5 + MARGIN
 AREA = (RIGHT - LEFT) ** 2 * (PIXEL_NM / 1000) ** 2  # µm²
 PART, CHAINS, KEPT = 8, 16, 64  # frames of a file; chains a frame; draws that are stored, the same number of each chain
+TOGETHER = 4  # files that are drawn side by side
+SEEN = ("adu", "gain", "offset", "read_variance")  # what the chains are given of a frame
 R_HAT, SIZE, AGREE, CAP = 1.01, 400.0, 0.02, 1e-3  # the certificate, see protocol.md
 SEEDS = {"dev": 20261127, "test": 20261128}  # named in protocol.md before anything was drawn
 
@@ -260,21 +263,33 @@ def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
 def make(folder: Path, seed: int | None, threads: int) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    todo = jobs(seed)
-    for n, (part, name, k, own) in enumerate(todo):
-        path = folder / f"{part}-{name}-{k:02d}.npz"
-        if path.exists():
-            continue
+    missing = [job for job in jobs(seed) if not path_of(folder, job).exists()]
+    while missing:
+        part, name = missing[0][:2]
+        some = [job for job in missing if job[:2] == (part, name)][:TOGETHER]
+        missing = [job for job in missing if job not in some]
         began = time.perf_counter()
-        place = 1000 * list(KINDS).index(name) + k
-        frames = make_part(name, PART, step_generator(own, place))
-        solved = solve_part(frames, name, step_generator(own, place, 1))
-        notes = json.dumps(solved.pop("notes"))
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, notes=notes, **frames, **solved)
-        good = sum(not note["why_not"] for note in json.loads(notes))
-        spent = (time.perf_counter() - began) / PART
-        print(f"{n + 1} of {len(todo)}: {path.name}, {good} of {PART} kept, {spent:.1f} s a frame", flush=True)
+        places = [1000 * list(KINDS).index(name) + k for _, _, k, _ in some]
+        own = some[0][3]
+        frames = [make_part(name, PART, step_generator(own, place)) for place in places]
+        seen = {key: np.concatenate([part[key] for part in frames]) for key in SEEN}
+        solved = solve_part(seen, name, step_generator(own, places[0], 1))
+        notes = solved.pop("notes")
+        spent = (time.perf_counter() - began) / len(notes)
+        for i, (job, known) in enumerate(zip(some, frames, strict=True)):
+            of = slice(i * PART, (i + 1) * PART)
+            part = {key: values[of] for key, values in solved.items()}
+            path = path_of(folder, job)
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, notes=json.dumps(notes[of]), **known, **part)
+            good = sum(not note["why_not"] for note in notes[of])
+            print(f"{path.name}, {good} of {PART} kept, {spent:.1f} s a frame; {len(missing)} to do", flush=True)
+
+
+def path_of(folder: Path, job: tuple[str, str, int, int]) -> Path:
+    """The file of a job."""
+    part, name, k, _ = job
+    return folder / f"{part}-{name}-{k:02d}.npz"
 
 
 def main() -> None:
