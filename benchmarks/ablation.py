@@ -218,6 +218,12 @@ def trained(folder: Path) -> Variant | None:
     return network.eval().requires_grad_(False) if found["step"] == found["identity"]["steps"] else None
 
 
+def networks(folder: Path) -> dict[str, Variant]:
+    """The runs of a folder that ended, by their names."""
+    found = {path.parent.name: trained(path.parent) for path in sorted(folder.glob("*/checkpoint.pt"))}
+    return {name: network for name, network in found.items() if network is not None}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=["train", "score"])
@@ -232,9 +238,7 @@ def main() -> None:
         train(given.folder, given.only, given.seed, given.frames, given.threads)
         return
     torch.set_num_threads(given.threads)
-    runs = sorted(path.parent for path in given.folder.glob("*/checkpoint.pt"))
-    networks = {run.name: trained(run) for run in runs}
-    methods = {name: bakeoff.diffusion(network) for name, network in networks.items() if network is not None}
+    methods = {name: bakeoff.diffusion(network) for name, network in networks(given.folder).items()}
     bakeoff.tell(methods, given.reference, "dev", given)
 
 

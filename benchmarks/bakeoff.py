@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.reference_file import gathered
 from benchmarks.reference_posteriors import KINDS, SHAPE, emitters_of
+from smlmtut import data
 from smlmtut._random import step_generator
 from smlmtut.estimation import fit_emitters
 from smlmtut.evaluation import against_exact as against
@@ -35,14 +36,18 @@ from smlmtut.localize.exact import MARGIN, training_prior
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sample_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
+from smlmtut.networks.emitter_set import EmitterSet
+from smlmtut.networks.engression import Engression
 from smlmtut.networks.inputs import input_electrons
 from smlmtut.networks.precision import AUTOCAST, best_precision
+from smlmtut.networks.rivals import Gaussian
 from smlmtut.posterior import count_prior, mode_posterior
 
 SAMPLES, FACTOR, SIGMA = 64, 4, 1.0
 PRIOR_FRAMES, PRIOR_SEED = 200, 20261129  # of the part on which coverage of the truth is measured
 AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is reported
 FRAMES_AT_ONCE = 8
+RIVALS = {"gaussian-2d": Gaussian, "emitters-2d": EmitterSet, "engression-2d": Engression}
 CLASSES_ASKED = (*KINDS, "prior")
 
 
@@ -75,9 +80,12 @@ def images(u: Tensor, v: Tensor, photons: Tensor) -> Tensor:
     return kde_image(flat, SHAPE).float().reshape(*u.shape[:-1], FACTOR * SHAPE[0], FACTOR * SHAPE[1])
 
 
-def read_class(folder: Path, part: str, kind: str, phi: torch.nn.Module) -> Frames | None:
-    """The kept frames of one class; None where nothing was drawn yet."""
-    rows, _ = gathered(sorted(folder.glob(f"{part}-{kind}-*.npz")))
+def read_class(folder: Path | None, part: str, kind: str, phi: torch.nn.Module) -> Frames | None:
+    """The kept frames of one class, of a folder or, if None, of the file that ships; None where there are none."""
+    if folder is None:
+        rows = data.reference_posteriors(part, kind)
+    else:
+        rows, _ = gathered(sorted(folder.glob(f"{part}-{kind}-*.npz")))
     if not rows:
         return None
     arrays = {name: torch.from_numpy(values.astype("f4")) for name, values in rows.items()}
@@ -102,6 +110,17 @@ def diffusion(network: torch.nn.Module, given_frame: bool = True) -> Method:
         with torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None):
             frame = frames.inputs if given_frame else None
             return sample_kde(network, frames.estimate, samples, generator, frame).float()  # type: ignore[arg-type]
+
+    return draw
+
+
+def rival(network: torch.nn.Module) -> Method:
+    """A network that draws whole images by itself, in the precision that the diffusion model has."""
+    kind = AUTOCAST[best_precision(torch.device("cpu"))]
+
+    def draw(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
+        with torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None):
+            return network.sample(frames.estimate, frames.inputs, samples, generator)  # type: ignore[operator]
 
     return draw
 
@@ -298,20 +317,21 @@ def references(frames: Frames, kind: str) -> dict[str, Scored]:
     return found | {"ŷ as a point": ({"energy regret": energy.relative(), "energy regret ±": energy.error()}, {})}
 
 
-def table(
-    methods: dict[str, Method], folder: Path, part: str, most: int | None = None, kinds: tuple[str, ...] = CLASSES_ASKED
-) -> dict[str, dict[str, Scored]]:
-    """Class → method → scores. most: None takes all frames of a class, a number the first of them."""
-    phi, found = pretrained.load(), {}
-    for kind in kinds:
-        frames = prior_part(phi) if kind == "prior" else read_class(folder, part, kind, phi)
-        if frames is None:
-            continue
-        frames = frames.part(slice(most))
-        found[kind] = references(frames, kind) | {
-            name: judged(method, frames, kind) for name, method in methods.items()
-        }
-    return found
+def frames_of(
+    folder: Path | None, part: str, most: int | None = None, kinds: tuple[str, ...] = CLASSES_ASKED
+) -> dict[str, Frames]:
+    """Class → frames, of the classes that there are. most: None takes all of a class, a number the first of them."""
+    phi = pretrained.load()
+    found = {kind: prior_part(phi) if kind == "prior" else read_class(folder, part, kind, phi) for kind in kinds}
+    return {kind: frames.part(slice(most)) for kind, frames in found.items() if frames is not None}
+
+
+def table(methods: dict[str, Method], asked: dict[str, Frames]) -> dict[str, dict[str, Scored]]:
+    """Class → method → scores."""
+    return {
+        kind: references(frames, kind) | {name: judged(method, frames, kind) for name, method in methods.items()}
+        for kind, frames in asked.items()
+    }
 
 
 def printed(scores: dict[str, dict[str, Scored]]) -> str:
@@ -357,29 +377,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
 
 
-def tell(methods: dict[str, Method], folder: Path, part: str, given: argparse.Namespace) -> None:
+def tell(methods: dict[str, Method], folder: Path | None, part: str, given: argparse.Namespace) -> None:
     """Score the methods, print the table, and keep it where `--json` says so."""
-    scores = table(methods, folder, part, given.most, tuple(given.kinds))
+    scores = table(methods, frames_of(folder, part, given.most, tuple(given.kinds)))
     print(printed(scores))
     if given.json:
         kept(scores, given.json)
 
 
+def shipped() -> dict[str, Method]:
+    """What a fresh checkout can score: what trains nothing, and the networks whose weights ship."""
+    network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
+    found = {"fit": fitted(), "modes": modes()}
+    found |= {"cddpm-2d, x and ŷ": diffusion(network), "cddpm-2d, ŷ": diffusion(network, False)}
+    return found | {name: rival(pretrained.load(name, kind=kind)) for name, kind in RIVALS.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
+    parser.add_argument("--folder", type=Path, help="of the reference; none: the file that ships")
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
     parser.add_argument("--only", nargs="*", help="names of methods; none: all")
     add_arguments(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    methods = {
-        "fit": fitted(),
-        "modes": modes(),
-        "cddpm-2d, x and ŷ": diffusion(network),
-        "cddpm-2d, ŷ": diffusion(network, False),
-    }
+    methods = shipped()
     if given.only:
         methods = {name: method for name, method in methods.items() if name in given.only}
     tell(methods, given.folder, given.part, given)

@@ -30,7 +30,6 @@ from smlmtut.networks.conformal import Conformal
 from smlmtut.networks.deepstorm import DeepSTORM
 from smlmtut.networks.emitter_set import EmitterSet, draw_emitters
 from smlmtut.networks.engression import Engression
-from smlmtut.networks.precision import AUTOCAST, best_precision
 from smlmtut.networks.rivals import SNGP, Dropout, Ensemble, Gaussian, Quantiles, Rival
 from smlmtut.networks.settings import Draw, TrainingSettings
 
@@ -151,17 +150,6 @@ def networks(folder: Path) -> dict[str, nn.Module]:
     return found
 
 
-def method(network: nn.Module) -> bakeoff.Method:
-    """A rival as the bake-off asks it, in the precision that the diffusion model has there."""
-    kind = AUTOCAST[best_precision(torch.device("cpu"))]
-
-    def draw(frames: bakeoff.Frames, samples: int, generator: torch.Generator) -> Tensor:
-        with torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None):
-            return network.sample(frames.estimate, frames.inputs, samples, generator)  # type: ignore[operator]
-
-    return draw
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=["train", "score"])
@@ -177,7 +165,7 @@ def main() -> None:
         train(given.folder, given.only, given.seed, given.frames, given.threads)
         return
     torch.set_num_threads(given.threads)
-    methods = {name: method(network) for name, network in networks(given.folder).items()}
+    methods = {name: bakeoff.rival(network) for name, network in networks(given.folder).items()}
     bakeoff.tell(methods, given.reference, given.part, given)
 
 

@@ -2,12 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from scipy import stats
 
-from benchmarks import ablation, bakeoff
+from benchmarks import ablation, bakeoff, final_table
 from benchmarks.ablation import VARIANTS, draw_levels, level_weight, made
 from benchmarks.reference_posteriors import make_part
 from smlmtut._random import step_generator
@@ -207,3 +208,30 @@ def test_scores_are_kept_beside_what_the_file_has(tmp_path):
     found = json.loads(path.read_text(encoding="utf-8"))["lone"]
     assert found["a"] == {"scores": {"frames": 2, "energy regret": 0.1235}, "frames": {"bars": [0.1, 0.3333]}}
     assert found["b"] == {"scores": {"frames": 3}, "frames": {}}
+
+
+def test_the_table_of_aims_names_each_aim_of_the_protocol_and_marks_what_is_met():
+    row = lambda regret, bias: {"scores": {"frames": 9, "energy regret": regret, "energy regret ±": 0.01,  # noqa: E731
+                                           "error bar bias": bias, "s a frame": 2.0}}  # fmt: skip
+    found = {"lone": {"a-seed1-48k": row(0.01, -0.02), "a-seed2-48k": row(0.05, -0.08), "b": row(0.019, 0.031)}}
+    lines = {line.split(" | ")[0].strip("| "): line for line in final_table.table(found).splitlines()}
+    assert lines[""].split(" | ")[2:] == ["a-48k", "b |"]
+    assert lines["energy regret, lone"].endswith("| ≤ 2% | 0.030 (0.010–0.050) | 0.019 ± 0.010 * |")
+    assert lines["error bar, lone: bias"].endswith("| -0.050 (-0.080–-0.020) | 0.031 |")
+    assert "s a frame, lone" in lines and "energy regret, pair" not in lines
+    # what the protocol aims at, in its words
+    protocol = (Path(__file__).parents[1] / "benchmarks" / "protocol.md").read_text(encoding="utf-8")
+    assert "≤ 2 / 4 / 4 / 6 %" in protocol and "| ≤ .10; ≤ 3 % |" in protocol and "| ≤ .05; ≤ .03 nat |" in protocol
+    wanted = {aim.kind: aim.wanted for aim in final_table.AIMS if aim.score == "energy regret"}
+    assert wanted == {"lone": "≤ 2%", "pair": "≤ 4%", "sparse": "≤ 4%", "crowded": "≤ 6%"}
+    good = [0.02, 0.04, 0.04, 0.06, 0.1, -0.03, 0.05, 0.063, 0.03, 1.1, 0.48, *4 * [0.6]]
+    bad = [0.021, 0.041, 0.041, 0.061, 0.101, -0.031, 0.051, 0.064, 0.031, 1.11, 0.47, *4 * [0.61]]
+    for aim, inside, outside in zip(final_table.AIMS, good, bad, strict=False):
+        assert aim.met(inside) and not aim.met(outside), aim
+
+
+def test_a_checkout_scores_what_trains_nothing_on_the_frames_that_ship():
+    frames = bakeoff.frames_of(None, "dev", 2, ("pair",))
+    assert len(frames["pair"]) == 2 and frames["pair"].exact.shape == (2, 64, 64, 64)
+    row, _ = bakeoff.judged(bakeoff.fitted(), frames["pair"], "pair")
+    assert -0.1 < row["energy regret"] < 1 and row["frames"] == 2

@@ -157,30 +157,28 @@ def test_a_set_counts_once_whatever_its_order_and_however_close_its_emitters_are
     problem = Problem(x, torch.full_like(x, 2.0), count_prior(3, SHAPE).log(), PRIOR.bounds(SHAPE))
     sets = (places, places.flip(0) + torch.tensor([0.2, -0.1, 50.0]), places[:2], places[1:])
     modes = NormalModes.of(problem, [[Mode(emitters, 0.0, 0.0) for emitters in sets]])
+    share = torch.zeros_like(modes.log_share)
     for count in (2, 3):
         r = int((modes.number[0] == count).nonzero()[0])
-        here, own = torch.zeros(draws).long(), torch.full((draws,), r)
-        noise = torch.randn(draws, modes.mean.shape[2], generator=step_generator(0, 0), dtype=torch.float64)
-        theta, number = modes.draw(here, own, noise), torch.full((draws,), count)
-        named, density = 0, None
+        own, number = torch.full((1, draws), r), torch.full((1, draws), count)
+        noise = torch.randn(1, draws, modes.mean.shape[2], generator=step_generator(0, 0), dtype=torch.float64)
+        theta, named, said = modes.draw(own, noise), 0, []
         for order in itertools.permutations(range(count)):
-            kept = [3 * k + j for k in order for j in range(3)]
-            other = theta.clone()
-            other[:, : 3 * count] = theta[:, kept]
-            named = named + modes.named_as_drawn(here, own, other).int()
-            said = modes.log_density(here, other, number, torch.zeros_like(modes.log_share))
-            assert density is None or torch.allclose(said, density)
-            density = said
+            kept, other = [3 * k + j for k in order for j in range(3)], theta.clone()
+            other[..., : 3 * count] = theta[..., kept]
+            named = named + modes.named_as_drawn(own, other).int()
+            said.append(modes.log_density(other, number, share))
         assert bool((torch.as_tensor(named) == 1).all())
-        assert 0.2 < float(modes.named_as_drawn(here, own, theta).double().mean()) <= 1  # some draws are void
-        alone = torch.full_like(modes.log_share, -math.inf)
+        assert all(torch.allclose(density, said[0]) for density in said)
+        good = modes.named_as_drawn(own, theta)
+        assert 0.2 < float(good.double().mean()) < 1  # some draws are void
+        alone = torch.full_like(share, -math.inf)
         alone[0, r] = 0.0  # a normal distribution's density where its mode names the emitters as they are
-        good = modes.named_as_drawn(here, own, theta)
         cut = torch.cat([torch.arange(3 * count), torch.tensor([-2, -1]) + modes.mean.shape[2]])
         precision = (modes.factor[0, r] @ modes.factor[0, r].mT)[cut][:, cut]
         normal = torch.distributions.MultivariateNormal(modes.mean[0, r, cut], precision_matrix=precision)
-        said = modes.log_density(here, theta, number, alone)
-        assert torch.allclose(said[good], normal.log_prob(theta[:, cut])[good])
+        density = modes.log_density(theta, number, alone)
+        assert torch.allclose(density[good], normal.log_prob(theta[..., cut])[good])
 
 
 @pytest.mark.parametrize("margin", [0.0, 3.0])

@@ -20,6 +20,7 @@ from .mode_search import Problem
 from .normal_modes import NormalModes, two_searches
 from .one import Prior
 
+AT_ONCE = 1024  # draws whose images are computed at once: 2 MB at 16 × 16 pixels
 ENOUGH, MORE = 100.0, 16  # effective size below which a frame gets so many times the draws, once
 
 
@@ -108,17 +109,12 @@ def _weighted(
     problem: Problem, frame: int, modes: NormalModes, draws: int, samples: int, generator: torch.Generator
 ) -> ModeDraws:
     """Weighted draws about the modes of one frame, and of these as many of equal weight as are wanted."""
-    own = modes.number >= 0  # (1, R)
-    mode = own[0].nonzero()[:, 0].repeat_interleave(draws)
-    here, number = torch.zeros_like(mode), modes.number[0, mode]
-    noise = torch.randn(len(mode), modes.mean.shape[2], generator=generator, dtype=torch.float64)
-    theta = modes.draw(here, mode, noise)
-    present = torch.arange(modes.mean.shape[2] // 3) < number[:, None]
-    row, everywhere = torch.tensor([frame]), torch.ones_like(present[:1])  # N is 0 where there is none
-    likelihood = problem.log_likelihood(row, problem.rate(row, theta[None], everywhere))[0]
-    allowed = _inside(problem, theta, present) & modes.named_as_drawn(here, mode, theta)
-    log_q = modes.log_density(here, theta, number, torch.zeros_like(modes.log_share))
-    log_weight = torch.where(allowed, likelihood + problem.log_prior(number) - log_q, -math.inf)
+    parts = [
+        _weights(problem, frame, modes, r, min(AT_ONCE, draws - first), generator)
+        for r in (modes.number[0] >= 0).nonzero()[:, 0].tolist()
+        for first in range(0, draws, AT_ONCE)
+    ]
+    theta, number, log_weight = (torch.cat(x) for x in zip(*parts, strict=True))
     evidence = torch.full_like(problem.log_count, -math.inf)  # log p(x, K), as far as it lies about the modes
     for k in number.unique().tolist():
         evidence[k] = log_weight[number == k].logsumexp(0) - math.log(draws)
@@ -131,8 +127,22 @@ def _weighted(
     background, sigma = theta[chosen, -2][None], theta[chosen, -1][None]
     return ModeDraws(
         u, v, photons, background, sigma, torch.softmax(evidence, 0)[None], evidence[None],
-        1 / weight.square().sum()[None], own.sum(1), torch.zeros(1),
+        1 / weight.square().sum()[None], (modes.number >= 0).sum(1), torch.zeros(1),
     )  # fmt: skip
+
+
+def _weights(
+    problem: Problem, frame: int, modes: NormalModes, r: int, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws (D, P) about one mode of a frame, their number of emitters (D,), and log p(x, θ)/q(θ) (D,)."""
+    mode, size = torch.full((1, draws), r), modes.mean.shape[2]
+    noise = torch.randn(1, draws, size, generator=generator, dtype=torch.float64)
+    drawn, number = modes.draw(mode, noise), modes.number[:, r].expand(draws)
+    log_q = modes.log_density(drawn, number[None], torch.zeros_like(modes.log_share))[0]
+    present, row = torch.arange(size // 3) < number[:1, None], torch.tensor([frame])
+    likelihood = problem.log_likelihood(row, problem.rate(row, drawn, present))[0]
+    allowed = _inside(problem, drawn[0], present) & modes.named_as_drawn(mode, drawn)[0]
+    return drawn[0], number, torch.where(allowed, likelihood + problem.log_prior(number) - log_q, -math.inf)
 
 
 def _inside(problem: Problem, theta: Tensor, present: Tensor) -> Tensor:

@@ -55,37 +55,44 @@ class NormalModes:
         """The modes of some of the frames."""
         return NormalModes(*(getattr(self, name)[frames] for name in ("mean", "factor", "number", "log_share")))
 
-    def draw(self, frame: Tensor, mode: Tensor, noise: Tensor) -> Tensor:
-        """Draws (M, P) from modes (M,) of frames (M,) with standard normal noise (M, P)."""
-        noise = noise * _places_of(self.number[frame, mode], noise.shape[1] // 3)
-        upper = self.factor[frame, mode].mT
-        return self.mean[frame, mode] + torch.linalg.solve_triangular(upper, noise[..., None], upper=True)[..., 0]
+    def draw(self, mode: Tensor, noise: Tensor) -> Tensor:
+        """Draws (B, D, P) from modes (B, D) of each frame, with standard normal noise (B, D, P)."""
+        mean, number = self._of(mode)
+        noise, theta = noise * _places_of(number, noise.shape[-1] // 3), mean.clone()
+        for r in mode.unique().tolist():
+            moved = torch.linalg.solve_triangular(self.factor[:, r].mT, noise.mT, upper=True).mT
+            theta = torch.where((mode == r)[..., None], mean + moved, theta)
+        return theta
 
-    def named_as_drawn(self, frame: Tensor, mode: Tensor, theta: Tensor) -> Tensor:
-        """Whether modes (M,) name the emitters of theta (M, P) in the order that they have: (M,) bool."""
-        order = _named(self.mean[frame, mode], theta, self.number[frame, mode])
-        return (order == torch.arange(order.shape[1])).all(1)
+    def named_as_drawn(self, mode: Tensor, theta: Tensor) -> Tensor:
+        """Whether modes (B, D) name the emitters of theta (B, D, P) in the order that they have: (B, D)."""
+        mean, number = self._of(mode)
+        return _in_order(mean.flatten(0, 1), theta.flatten(0, 1), number.flatten()).unflatten(0, mode.shape)
 
-    def log_density(self, frame: Tensor, theta: Tensor, number: Tensor, log_share: Tensor) -> Tensor:
-        """log Σ share · normal density, over modes with as many emitters, of sets theta (M, P) of `number` (M,): (M,).
+    def log_density(self, theta: Tensor, number: Tensor, log_share: Tensor) -> Tensor:
+        """log Σ share · normal density, over modes with as many emitters, of sets (B, D, P) of `number` (B, D): (B, D).
 
         log_share: (B, R). The order of the emitters in theta does not matter.
         """
-        out = torch.full_like(theta[:, 0], -math.inf)
+        parts, (frames, draws) = [], number.shape
         for r in range(self.number.shape[1]):
-            rows = (self.number[frame, r] == number).nonzero()[:, 0]
-            if not len(rows):
+            same = self.number[:, r, None] == number
+            if not bool(same.any()):
                 continue
-            i, here = frame[rows], theta[rows]
-            mean, factor = self.mean[i, r], self.factor[i, r]
-            order = _named(mean, here, number[rows])
-            places = (3 * order[:, :, None] + torch.arange(3)).flatten(1)
-            here = torch.cat([here.gather(1, places), here[:, -2:]], 1)
-            off = ((here - mean)[:, None] @ factor)[:, 0]
-            log_q = factor.diagonal(dim1=1, dim2=2).log().sum(1) - off.square().sum(1) / 2
-            log_q = log_q - (3 * number[rows] + 2) / 2 * math.log(2 * math.pi) + log_share[i, r]
-            out[rows] = torch.logaddexp(out[rows], log_q)
-        return out
+            mean, factor = self.mean[:, r, None], self.factor[:, r]
+            every = mean.expand(-1, draws, -1)
+            named = theta.clone()
+            named[same] = _named(every[same], theta[same], number[same])
+            off = (named - mean) @ factor
+            log_q = factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None] - off.square().sum(-1) / 2
+            log_q = log_q - (3 * number + 2) / 2 * math.log(2 * math.pi) + log_share[:, r, None]
+            parts.append(torch.where(same, log_q, -math.inf))
+        return torch.stack(parts).logsumexp(0) if parts else theta.new_full((frames, draws), -math.inf)
+
+    def _of(self, mode: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, D, P) and number (B, D) of modes (B, D)."""
+        frame = torch.arange(len(mode))[:, None]
+        return self.mean[frame, mode], self.number[frame, mode]
 
 
 def two_searches(problem: Problem, start: Emitters, rounds: int = 5, beam: int = 6) -> tuple[NormalModes, Tensor]:
@@ -106,10 +113,14 @@ def jump(modes: NormalModes, context: Context, chains: Chains) -> Proposal:
     """
     target, size = context.target, modes.mean.shape[2]
     most, slots, none = target.most, size // 3, torch.zeros_like(chains.emitters)
-    frame = torch.arange(len(chains.count)) // (len(chains.count) // len(modes.number))
-    share = modes.log_share[frame].exp().cumsum(1)
-    mode = (share < share[:, -1:] * context.uniform(len(frame), 1)).sum(1)
-    theta, number = modes.draw(frame, mode, context.normal(len(frame), size)), modes.number[frame, mode]
+    frames, of_frame = len(modes.number), (len(modes.number), -1)
+    share = modes.log_share.exp().cumsum(1)
+    mode = torch.searchsorted(share / share[:, -1:], context.uniform(len(chains.count)).reshape(of_frame))
+    draws = modes.draw(mode, context.normal(len(chains.count), size).reshape(frames, -1, size))
+    each = modes.number.gather(1, mode)
+    after = modes.log_density(draws, each, modes.log_share).flatten()
+    named = modes.named_as_drawn(mode, draws).flatten()
+    theta, number = draws.flatten(0, 1), each.flatten()
     drawn = theta[:, :-2].unflatten(1, (-1, 3))
     there = chains.emitters[..., 2] > 0
     near = there & _seen(target, chains.emitters)
@@ -120,13 +131,13 @@ def jump(modes: NormalModes, context: Context, chains: Chains) -> Proposal:
     total = chains.count - replaced + number
     # of more emitters than there are slots q is 0
     ours = torch.cat([front.flatten(1), chains.background[:, None], chains.sigma[:, None]], 1)
-    before = modes.log_density(frame, ours, replaced.where(replaced <= slots, -2), modes.log_share)
-    log_q = before - modes.log_density(frame, theta, number, modes.log_share)
+    ours, known = ours.reshape(frames, -1, size), replaced.where(replaced <= slots, -2).reshape(of_frame)
+    before = modes.log_density(ours, known, modes.log_share).flatten()
     background, sigma = theta[:, -2], theta[:, -1]
     (dark, light), (narrow, broad) = target.bounds[3:].tolist()
     good = ((target.inside(*drawn.unbind(2)) & _seen(target, drawn)) | (drawn[..., 2] == 0)).all(1)
     good &= (background >= dark) & (background <= light) & (sigma >= narrow) & (sigma <= broad)
-    good &= modes.named_as_drawn(frame, mode, theta) & (total <= most)
+    good &= named & (total <= most)
     both = torch.cat([drawn, kept], 1)
     both = both.gather(1, (both[..., 2] == 0).int().argsort(dim=1, stable=True)[..., None].expand(-1, -1, 3))[:, :most]
     emitters = torch.where(good[:, None, None], both, chains.emitters)
@@ -134,7 +145,7 @@ def jump(modes: NormalModes, context: Context, chains: Chains) -> Proposal:
     count = torch.where(good, total, chains.count)
     log_p = _log_prior(target, count) - _log_prior(target, chains.count)
     possible = good & (before > -math.inf) & target.log_count[count].isfinite()
-    return Chains.at(target, emitters, count, *sensible), torch.where(possible, log_p + log_q, -math.inf)
+    return Chains.at(target, emitters, count, *sensible), torch.where(possible, log_p + before - after, -math.inf)
 
 
 def _seen(target: Target, emitters: Tensor) -> Tensor:
@@ -152,20 +163,40 @@ def _log_prior(target: Target, number: Tensor) -> Tensor:
 
 
 def _places_of(number: Tensor, slots: int) -> Tensor:
-    """Which parameters (M, 3 slots + 2) exist where there are `number` (M,) emitters."""
-    emitter = torch.arange(slots) < number[:, None]
-    return torch.cat([emitter.repeat_interleave(3, 1), torch.ones(len(number), 2, dtype=torch.bool)], 1)
+    """Which parameters (…, 3 slots + 2) exist where there are `number` (…) emitters."""
+    emitter = torch.arange(slots) < number[..., None]
+    return torch.cat([emitter.repeat_interleave(3, -1), torch.ones(*number.shape, 2, dtype=torch.bool)], -1)
+
+
+def _distances(mode: Tensor, theta: Tensor) -> Tensor:
+    """Squared distance of each emitter of modes (M, P) to each of theta (M, P): (M, E, E)."""
+    one, other = (x[:, :-2].unflatten(1, (-1, 3)) for x in (mode, theta))
+    return sum((one[:, :, None, k] - other[:, None, :, k]).square() for k in range(2))  # type: ignore[return-value]
+
+
+def _in_order(mode: Tensor, theta: Tensor, number: Tensor) -> Tensor:
+    """Whether each emitter of modes (M, P) takes that of theta (M, P) with its own place: (M,)."""
+    far = _distances(mode, theta)
+    slots = torch.arange(far.shape[1])
+    later = (slots > slots[:, None]) & (
+        slots < number[:, None, None]
+    )  # the emitters that are left for each of the mode
+    nearest = torch.where(later, far, math.inf).amin(2)
+    return ((far.diagonal(dim1=1, dim2=2) <= nearest) | (slots >= number[:, None])).all(1)
 
 
 def _named(mode: Tensor, theta: Tensor, number: Tensor) -> Tensor:
-    """Which emitter of theta (M, P) each emitter of a mode (M, P) takes: (M, E)."""
-    one, other = (x[:, :-2].unflatten(1, (-1, 3))[..., :2] for x in (mode, theta))
-    slots = torch.arange(one.shape[1])
-    order = slots.repeat(len(one), 1)
-    far = (one[:, :, None] - other[:, None]).square().sum(-1)  # (M, E of the mode, E of theta)
-    free = slots < number[:, None]
-    for k in range(int(number.max()) if len(number) else 0):
-        nearest = torch.where(free, far[:, k], math.inf).argmin(1)
-        order[:, k] = torch.where(k < number, nearest, k)
-        free = free & ((slots != nearest[:, None]) | (k >= number)[:, None])
-    return order
+    """theta (M, P) with its emitters in the order in which modes (M, P) name them."""
+    out, todo = theta, (~_in_order(mode, theta, number)).nonzero()[:, 0]
+    if len(todo):
+        theta, number, far = theta[todo], number[todo], _distances(mode[todo], theta[todo])
+        slots = torch.arange(far.shape[1])
+        order, free = slots.repeat(len(todo), 1), slots < number[:, None]
+        for k in range(int(number.max())):
+            nearest = torch.where(free, far[:, k], math.inf).argmin(1)
+            order[:, k] = torch.where(k < number, nearest, k)
+            free = free & ((slots != nearest[:, None]) | (k >= number)[:, None])
+        places = (3 * order[:, :, None] + torch.arange(3)).flatten(1)
+        out = out.clone()
+        out[todo] = torch.cat([theta.gather(1, places), theta[:, -2:]], 1)
+    return out
