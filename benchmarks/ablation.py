@@ -46,7 +46,9 @@ PREDICTED = ("noise", "v", "edm", "flow")
 SCALES = ("constant", "convolution", "reader")
 LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, about 7 px
 FITTED = "v-constant-fit"  # sees the fit of the peaks of ŷ to the frame beside ŷ: as a KDE, and its sd by the curvature
-VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED]
+ABOUT_FIT = "v-fit"  # sees the fit too, and is centred on it and scaled by its sd
+VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED, ABOUT_FIT]
+FIT_FLOOR = 0.02  # scale where the fit knows of nothing: about the sd of the halo of a lone molecule
 LOWEST_PEAK, FIT_STEPS = 0.25, 12  # of ŷ that is fitted; of the fit
 MEAN_PHOTONS = 1050.0
 
@@ -106,6 +108,14 @@ class PlainScale(nn.Module):
         return estimate + SCALE_AT_START * shift, (self.floor**2 + (SCALE_AT_START * F.softplus(scale)).square()).sqrt()
 
 
+class FitScale(nn.Module):
+    """Centre and scale that the fit gives: its KDE, and the KDE's sd by the curvature; nothing is trained."""
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        centre, sd = condition[:, -2:].float().chunk(2, 1)
+        return centre, (sd.square() + FIT_FLOOR**2).sqrt()
+
+
 class Variant(ConditionalDiffusion):
     """One of VARIANTS; everything but what its name says is that of the shipped model."""
 
@@ -120,10 +130,11 @@ class Variant(ConditionalDiffusion):
             self.reader = Constant(image=self.predicted == "noise")  # type: ignore[assignment]
         elif self.scaled == "convolution":
             self.reader = PlainScale(4 if self.frame else 1, shipped["reading"], self.floor)  # type: ignore[assignment]
-
-        if name == FITTED:
+        elif self.scaled == "fit":
+            self.reader = FitScale()  # type: ignore[assignment]
+        self.fitted = name in (FITTED, ABOUT_FIT)
+        if self.fitted:
             self.unet = UNet(self.unet.architecture["inputs"] + 2, 1, tuple(shipped["channels"]), shipped["blocks"])
-        self.fitted = name == FITTED
 
     def condition(self, estimate: Tensor, frame: Tensor | None = None, frame_given: Tensor | None = None) -> Tensor:
         condition = super().condition(estimate, frame, frame_given)
