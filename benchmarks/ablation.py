@@ -2,7 +2,8 @@
 
     python benchmarks/ablation.py train --folder runs/ablation --frames 96000          # all variants, resumable
     python benchmarks/ablation.py train --folder runs/ablation --only v-reader --seed 2 --frames 288000
-    python benchmarks/ablation.py score --folder runs/ablation --reference runs/reference
+    python benchmarks/ablation.py score --folder runs/ablation --reference runs/reference --most 16 --json screen.json
+    python benchmarks/ablation.py table --json screen.json --write smlmtut/results/ablation.json
 
 A variant is a pair: what is predicted, and at which noise levels; and what y is shifted and scaled by. Of the first
 there are only two kinds. With α = √γ, s = √(1 − γ) and z_t = α z + s ε, for data of unit variance:
@@ -15,6 +16,7 @@ Both are proved in the tests, from the formulas of their papers. So all run thro
 """
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -235,16 +237,32 @@ def networks(folder: Path) -> dict[str, Variant]:
     return {name: network for name, network in found.items() if network is not None}
 
 
+def write_table(scores: Path, output: Path) -> None:
+    """Of the scores of runs, what chapter 9 compares frame by frame: of one run of each form, the energy regret."""
+    wanted, found = {"frames": ("energy excess", "energy scale")}, {}
+    for kind, methods in json.loads(scores.read_text(encoding="utf-8")).items():
+        runs = {name.split("-seed")[0]: entry for name, entry in methods.items() if "-seed1-" in name}
+        found[kind] = {
+            form: {part: {name: entry[part][name] for name in names} for part, names in wanted.items()}
+            for form, entry in runs.items()
+        }
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("command", choices=["train", "score"])
+    parser.add_argument("command", choices=["train", "score", "table"])
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--reference", type=Path, default=Path("runs/reference"))
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--frames", type=int, default=96_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", type=Path, default=Path("smlmtut/results/ablation.json"))
     bakeoff.add_arguments(parser)
     given = parser.parse_args()
+    if given.command == "table":
+        write_table(given.json, given.write)
+        return
     if given.command == "train":
         train(given.folder, given.only, given.seed, given.frames, given.threads)
         return

@@ -1,9 +1,11 @@
 """Files that the book works on: fetched from their origin by name and SHA-256, or read from a folder."""
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import h5py
@@ -17,6 +19,7 @@ from ._validate import choice
 FOLDER_VARIABLE = "SMLMTUT_DATA"
 POSTERIORS = Path(__file__).parent / "reference" / "posteriors.h5"
 POSTERIORS_SHA256 = "aa0857470739e833a7dd625054ddf4b3ea7000060ea8557d53fa78fb2550b81c"
+RESULTS = Path(__file__).parent / "results"
 PARTS, KINDS = ("dev", "test"), ("lone", "pair", "sparse", "crowded")
 
 
@@ -161,6 +164,15 @@ def reference_posteriors(part: str, kind: str) -> dict[str, np.ndarray]:
         if not isinstance(group, h5py.Group):
             raise ValueError(f"part must be one that the file holds for {kind!r}, {sorted(file)}, got {part!r}")
         return {name: np.asarray(values) for name, values in group.items()}
+
+
+def results(name: str) -> dict[str, Any]:
+    """A table that a benchmark wrote and that chapters show, as it stands in `smlmtut/results/NAME.json`.
+
+    Raises ValueError for a name that is not there.
+    """
+    stored = {path.stem: path for path in sorted(RESULTS.glob("*.json"))}
+    return json.loads(stored[choice("name", name, tuple(stored))].read_text(encoding="utf-8"))
 
 
 def _verified(path: Path, source: Source) -> Path:

@@ -247,3 +247,17 @@ def test_bad_input():
         against.two_sample_accuracy(x[:, :, 0], x[:, :4, 0], LogisticRegression())
     with pytest.raises(ValueError, match="frames must be .*2"):
         against.bootstrap_error(float, 1)
+
+
+def test_a_difference_of_regrets_has_the_error_of_the_frames_differences():
+    """What two models share drops out: the error is that of the difference alone, not the root of both in squares."""
+    shared, own = normal(400, seed=1), normal(400, seed=2)
+    scale = torch.full((400,), 2.0).double()
+    one = against.Regret(10 * shared + 1, scale)
+    two = against.Regret(10 * shared + own, scale)
+    value, error = one.minus(two)
+    assert value == pytest.approx(float((1 - own).mean()) / 2)
+    assert error == pytest.approx(float(own.std()) / 2 / 20, rel=0.1) and one.error() > 8 * error
+    assert one.minus(one) == (0, 0)
+    with pytest.raises(ValueError, match="other must have the same 400 frames, got 399"):
+        one.minus(against.Regret(own[1:], scale[1:]))

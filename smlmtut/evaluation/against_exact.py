@@ -43,6 +43,21 @@ class Regret:
         """Standard error of `relative` by bootstrap over the frames."""
         return bootstrap_error(lambda i: float(self.excess[i].sum() / self.scale[i].sum()), len(self.excess), seed)
 
+    def minus(self, other: Regret, seed: int = 0) -> tuple[float, float]:
+        """How much larger it is than another one of the same frames, and the error of that: what both share drops out.
+
+        Raises ValueError for another number of frames.
+        """
+        if len(self.excess) != len(other.excess):
+            raise ValueError(f"other must have the same {len(self.excess)} frames, got {len(other.excess)}")
+
+        def difference(i: Tensor) -> float:
+            one, two = (float(x.excess[i].sum() / x.scale[i].sum()) for x in (self, other))
+            return one - two
+
+        frames = len(self.excess)
+        return difference(torch.arange(frames)), bootstrap_error(difference, frames, seed)
+
 
 def bootstrap_error(statistic: Callable[[Tensor], float], frames: int, seed: int = 0) -> float:
     """Standard error of a statistic: its sd over RESAMPLES choices, with replacement, of as many frames.
