@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,24 @@ def add_appendix(app: Sphinx, tree: nodes.Element) -> None:
 # The book
 
 
+def plain(formula: str) -> str:
+    """A short formula as text, for the outline of the PDF: ŷ and σ for \\hat y and \\sigma."""
+    text = re.sub(r"\\(?:hat|tilde)\s*\{?(\w)\}?", lambda found: found[1] + "\u0302", formula)
+    for name in re.findall(r"\\([a-z]+)", text):
+        with suppress(KeyError):
+            text = text.replace(f"\\{name}", unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}"))
+    text = text.replace("\\mid", "|")
+    return unicodedata.normalize("NFC", re.sub(r"\\[a-zA-Z]+|[\\{}$^_]", "", text))
+
+
+def name_formulas(tree: nodes.Element) -> None:
+    """Give each formula in a heading a text for the outline of the PDF."""
+    for title in tree.findall(nodes.title):
+        for formula in list(title.findall(nodes.math)) if isinstance(title.parent, nodes.section) else []:
+            text = formula.astext()
+            formula.replace_self(latex(f"\\texorpdfstring{{\\({text}\\)}}{{{escape(plain(text))}}}"))
+
+
 def lay_out(app: Sphinx, tree: nodes.Element) -> None:
     """The first page becomes a chapter, and each part of the contents gets its title and its way of numbering."""
     top = next(iter(tree.findall(nodes.section)))
@@ -357,6 +377,7 @@ def finish(app: Sphinx, tree: nodes.document, docname: str) -> None:
     """What needs the references resolved and the claims filled in."""
     if app.builder.format == "latex":
         take_numbers(app, tree)
+        name_formulas(tree)
         size_pictures(app, tree)
         break_names(tree)
         size_tables(tree)
