@@ -29,7 +29,9 @@ from sphinx_exercise.nodes import is_exercise_node, solution_node
 PREAMBLE = Path(__file__).with_name("pdf_preamble.tex")
 DPI = 150  # at least, of every picture
 TEXT_WIDTH = 6.3  # inches, see geometry in latex_elements
+ROOM = 98  # letters that a line of a table holds
 HIDDEN = {"tag_hide-input", "tag_hide-cell", "tag_remove-input", "tag_remove-cell", "tag_parameters"}
+BESIDE = ("\\begin{beside}", "\\besidetext", "\\end{beside}")  # see pdf_preamble.tex
 FRAMES = re.compile(r"const data = (\{.*?\});\n", re.S)
 SHOWN = re.compile(r'<img src="data:image/png;base64,([^"]*)"')
 LABEL = re.compile(r"<label[^>]*>(.*?)</label>", re.S)
@@ -85,17 +87,19 @@ class _Rows(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[list[str]] = []
-        self.head, self.inside = 0, False
+        self.head, self.inside, self.span = 0, False, 1
 
     def handle_starttag(self, tag, attrs):
         if tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
-            self.inside = True
+            self.inside, self.span = True, int(dict(attrs).get("colspan") or 1)
 
     def handle_endtag(self, tag):
-        self.inside = self.inside and tag not in ("td", "th")
+        if tag in ("td", "th"):
+            self.rows[-1] += [""] * (self.span - 1)
+            self.inside = False
         if tag == "thead":
             self.head = len(self.rows)
 
@@ -173,9 +177,14 @@ def _is_bundle(node: nodes.Node) -> bool:
 # Boxes and the appendix
 
 
+def is_component(node: nodes.Node, kind: str) -> bool:
+    """Whether an element is a component of sphinx-design, of one kind."""
+    return isinstance(node, nodes.container) and node.get("design_component") == kind
+
+
 def is_dropdown(node: nodes.Node) -> bool:
-    """Whether an element is a closed box of sphinx-design."""
-    return isinstance(node, nodes.container) and node.get("design_component") == "dropdown"
+    """Whether an element is a closed box."""
+    return is_component(node, "dropdown")
 
 
 def open_boxes(tree: nodes.Element) -> None:
@@ -236,13 +245,20 @@ def take_solutions(chapter: nodes.Element, page: str) -> list[nodes.Node]:
     return found
 
 
+def unbox_solutions(app: Sphinx, tree: nodes.Element) -> None:
+    """Set solutions without a frame: LaTeX cannot break one well; the title leads back to the exercise."""
+    for solution in list(tree.findall(solution_node)):
+        title, *text = solution.children
+        label = place(page_of(solution, app.config.root_doc), solution["label"])
+        solution.replace_self(nodes.container("", label, bold(*title.children), *text, classes=["answer"]))
+
+
 def appendix(title: str, name: str, parts: list[tuple[str, str, list[nodes.Node]]]) -> nodes.section:
     """A chapter with a section for the nodes of each page: (page, its title, nodes)."""
     made = nodes.section("", nodes.title("", title), ids=[name])
     for page, heading, found in parts:
-        section = nodes.section("", nodes.title("", heading), ids=[f"{name}-{Path(page).name}"], classes=[])
-        section += found
-        made += addnodes.start_of_file("", section, docname=page)  # so that labels stay those of the page
+        file = addnodes.start_of_file("", *found, docname=page)  # so that labels stay those of the page
+        made += nodes.section("", nodes.title("", heading), file, ids=[f"{name}-{Path(page).name}"])
     return made
 
 
@@ -261,6 +277,17 @@ def add_appendix(app: Sphinx, tree: nodes.Element) -> None:
         made.append(("Answers to the self-tests", "pdf-answers", answers))
         for title, name, parts in reversed(made):
             last.parent.insert(last.parent.index(last) + 1, appendix(title, name, parts))
+
+
+def beside(tree: nodes.Element) -> None:
+    """Each item of a grid: its picture to the left, its text to the right."""
+    for item in list(tree.findall(lambda node: is_component(node, "grid-item"))):
+        pictures = list(item.findall(nodes.image))
+        for picture in pictures:
+            drop(picture)
+            picture["width"] = "100%"
+        left, middle, right = (latex(text) for text in BESIDE)
+        item.replace_self([left, *pictures, middle, *item.children, right])
 
 
 # The book
@@ -331,19 +358,35 @@ def size_pictures(app: Sphinx, tree: nodes.Element) -> None:
         picture["align"] = "center"
 
 
+def widths(columns: list[list[str]], room: int = ROOM) -> list[int]:
+    """Letters for each column of a table, given its texts; [] where the table fits the page as it is.
+
+    No column is narrower than its longest word; what is left of room goes to those that have more text.
+    """
+    least = [max((len(word) for text in texts for word in text.split()), default=1) + 3 for texts in columns]
+    wish = [max(low, min(60, max(map(len, texts)) + 3)) for low, texts in zip(least, columns, strict=True)]
+    if sum(wish) <= 0.8 * room:
+        return []
+    left, more = max(0, room - sum(least)), max(1, sum(wish) - sum(least))
+    return [low + left * (high - low) // more for low, high in zip(least, wish, strict=True)]
+
+
+def shown(entry: nodes.Node) -> str:
+    """The text of a cell as it counts for its width: the number of a formula is set by LaTeX."""
+    number = any(isinstance(node, nodes.Element) and node.tagname == "math_reference" for node in entry.findall())
+    return "(10.10)" if number else entry.astext().replace("\u200b", " ")
+
+
 def size_tables(tree: nodes.Element) -> None:
     """Columns as wide as their texts ask for, so that long words break nothing."""
     for found in tree.findall(nodes.table):
         specs = list(found.findall(nodes.colspec))
         rows = [row.children for row in found.findall(nodes.row) if len(row) == len(specs)]
-        widths = []
-        for column in zip(*rows, strict=True):
-            texts = [entry.astext().replace("\u200b", " ") for entry in column]
-            word = max((len(word) for text in texts for word in text.split()), default=1)
-            widths.append(max(word + 1, min(40, max(map(len, texts)) + 1), sum(map(len, texts)) // len(texts)))
-        for spec, width in zip(specs, widths, strict=True):
+        chosen = widths([[shown(entry) for entry in column] for column in zip(*rows, strict=True)])
+        for spec, width in zip(specs, chosen, strict=False):
             spec["colwidth"] = width
-        found["classes"] = [*found["classes"], "colwidths-given"]
+        found["classes"] = [name for name in found["classes"] if name != "colwidths-given"]
+        found["classes"] += ["colwidths-given"] * bool(chosen)
 
 
 def break_names(tree: nodes.Element) -> None:
@@ -371,12 +414,14 @@ class Print(SphinxPostTransform):
         Outputs(self.app, Path(self.app.outdir) / "frames").convert(tree)
         add_appendix(self.app, tree)
         open_boxes(tree)
+        beside(tree)
 
 
 def finish(app: Sphinx, tree: nodes.document, docname: str) -> None:
     """What needs the references resolved and the claims filled in."""
     if app.builder.format == "latex":
         take_numbers(app, tree)
+        unbox_solutions(app, tree)
         name_formulas(tree)
         size_pictures(app, tree)
         break_names(tree)
