@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,11 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import is_exercise_node, solution_node
+
+if not __package__:  # as an extension
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from smlmtut import __version__
 
 PREAMBLE = Path(__file__).with_name("pdf_preamble.tex")
 DPI = 150  # at least, of every picture
@@ -372,9 +378,13 @@ def widths(columns: list[list[str]], room: int = ROOM) -> list[int]:
 
 
 def shown(entry: nodes.Node) -> str:
-    """The text of a cell as it counts for its width: the number of a formula is set by LaTeX."""
-    number = any(isinstance(node, nodes.Element) and node.tagname == "math_reference" for node in entry.findall())
-    return "(10.10)" if number else entry.astext().replace("\u200b", " ")
+    """The text of a cell as it counts for its width: formulas are shorter than their source."""
+    if any(isinstance(node, nodes.Element) and node.tagname == "math_reference" for node in entry.findall()):
+        return "(10.10)"
+    text = entry.astext().replace("\u200b", " ")
+    for formula in entry.findall(nodes.math):
+        text = text.replace(formula.astext(), plain(formula.astext()))
+    return text
 
 
 def size_tables(tree: nodes.Element) -> None:
@@ -438,6 +448,7 @@ def configure(app: Sphinx, config: Any) -> None:
     """What LaTeX needs to know: paper, fonts, the macros of the formulas, title."""
     config.latex_engine, config.latex_theme = "xelatex", "manual"
     config.latex_toplevel_sectioning = "chapter"
+    config.latex_domain_indices = False
     config.latex_table_style = ["booktabs", "nocolorrows"]
     config.latex_documents = [(config.root_doc, "smlmtut.tex", config.html_title, config.author, "manual", False)]
     config.latex_elements = {
@@ -450,6 +461,8 @@ def configure(app: Sphinx, config: Any) -> None:
         "fvset": r"\fvset{fontsize=\footnotesize}",
         "extrapackages": r"\usepackage{newunicodechar}",
         "preamble": PREAMBLE.read_text(encoding="utf-8") + macros(config),
+        "release": __version__,
+        "releasename": "Version",
         "makeindex": "",
         "printindex": "",
         "figure_align": "htbp",
