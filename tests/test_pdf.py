@@ -210,7 +210,7 @@ LaTeX Warning: Float too large for page by 3pt on input line 9."""
 
 
 def test_without_latex_the_message_names_the_packages_and_nothing_is_built(monkeypatch, capsys):
-    monkeypatch.setattr(pdf, "found", lambda name: name != "latexmk")
+    monkeypatch.setattr(pdf, "found", lambda name: name == "latexmk")
     monkeypatch.setattr(pdf.build_book, "build", lambda builder: pytest.fail("it built"))
     assert pdf.main() == 1
     told = capsys.readouterr().err

@@ -16,6 +16,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from docutils import nodes
 from PIL import Image
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.builders.latex.nodes import math_reference
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import is_exercise_node, solution_node
 
@@ -129,7 +131,7 @@ def table(html: str) -> nodes.table:
 def frames(html: str) -> list[tuple[str, bytes]]:
     """Three frames of a slider, its first, middle and last value: (label and value, PNG)."""
     data = json.loads(FRAMES.search(html)[1])  # type: ignore[index]
-    label = LABEL.search(html)[1].strip()  # type: ignore[index]
+    label = unescape(LABEL.search(html)[1].strip())  # type: ignore[index]
     order, shown = data["order"], SHOWN.search(html)[1]  # type: ignore[index]
     picked = sorted({0, (len(order) - 1) // 2, len(order) - 1})
     pictures = [(data["frames"][order[k]] or shown).rpartition(",")[2] for k in picked]
@@ -379,7 +381,7 @@ def widths(columns: list[list[str]], room: int = ROOM) -> list[int]:
 
 def shown(entry: nodes.Node) -> str:
     """The text of a cell as it counts for its width: formulas are shorter than their source."""
-    if any(isinstance(node, nodes.Element) and node.tagname == "math_reference" for node in entry.findall()):
+    if any(True for _ in entry.findall(math_reference)):
         return "(10.10)"
     text = entry.astext().replace("\u200b", " ")
     for formula in entry.findall(nodes.math):
