@@ -55,7 +55,11 @@ def problems(log: str) -> list[str]:
     """What a log of LaTeX says is wrong with the pages; lines of the log must not be broken."""
     lines = log.splitlines()
     wrong = [line for line in lines if line.startswith("!") or "Missing character" in line]
-    wrong += [line for line in lines if "Warning" in line and ("undefined" in line or "multiply" in line or "too large" in line)]
+    wrong += [
+        line
+        for line in lines
+        if "Warning" in line and ("undefined" in line or "multiply" in line or "too large" in line)
+    ]
     for line in lines:
         wide = re.match(r"Overfull \\hbox \(([\d.]+)pt too wide\)", line)
         high = re.match(r"Overfull \\vbox \(([\d.]+)pt too high\)", line)

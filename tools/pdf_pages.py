@@ -174,7 +174,9 @@ class Outputs:
             made += [picture, nodes.container("", nodes.paragraph("", text), classes=["frametext"])]
         address = f"{self.app.config.html_baseurl}{page}.html"
         link = nodes.reference("", "online", refuri=address)
-        made.append(nodes.container("", nodes.paragraph("", "The slider moves ", link, nodes.Text(".")), classes=["frametext"]))
+        made.append(
+            nodes.container("", nodes.paragraph("", "The slider moves ", link, nodes.Text(".")), classes=["frametext"])
+        )
         return made
 
 
@@ -342,7 +344,11 @@ def number(app: Sphinx, page: str, kind: str, names: list[str]) -> str:
 
 def take_numbers(app: Sphinx, tree: nodes.Element) -> None:
     """Give figures and formulas the numbers of the pages."""
-    kinds = (("figure", "figure", nodes.figure), ("displaymath", "equation", nodes.math_block), ("table", "table", nodes.table))
+    kinds = (
+        ("figure", "figure", nodes.figure),
+        ("displaymath", "equation", nodes.math_block),
+        ("table", "table", nodes.table),
+    )
     for kind, counter, node_class in kinds:
         for node in list(tree.findall(node_class)):
             found = number(app, page_of(node, app.config.root_doc), kind, node["ids"])
@@ -361,7 +367,8 @@ def size_pictures(app: Sphinx, tree: nodes.Element) -> None:
     for picture in tree.findall(nodes.image):
         path = Path(app.srcdir) / picture["uri"]
         if path.suffix == ".png" and path.exists() and "width" not in picture:
-            inches = Image.open(path).size[0] / (1.2 * DPI if has(picture, "frame") else DPI)
+            with Image.open(path) as opened:
+                inches = opened.size[0] / (1.2 * DPI if has(picture, "frame") else DPI)
             picture["width"] = f"{inches:.2f}in" if inches < TEXT_WIDTH else "100%"
         picture["align"] = "center"
 
@@ -443,7 +450,9 @@ def finish(app: Sphinx, tree: nodes.document, docname: str) -> None:
 def macros(config: Any) -> str:
     """The commands of the formulas, as MathJax has them."""
     found = config.mathjax3_config["tex"]["macros"]
-    return "".join(f"\\providecommand{{\\{name}}}{{}}\\renewcommand{{\\{name}}}{{{text}}}\n" for name, text in found.items())
+    return "".join(
+        f"\\providecommand{{\\{name}}}{{}}\\renewcommand{{\\{name}}}{{{text}}}\n" for name, text in found.items()
+    )
 
 
 def configure(app: Sphinx, config: Any) -> None:
