@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -22,7 +23,7 @@ from tools import pdf, pdf_pages
 from tools.run_chapters import ROOT
 
 
-def document(*children: nodes.Node, page: str = "notebooks/01_a") -> nodes.document:
+def document(*children: nodes.Node, page: str = "notebooks/01_a") -> Any:
     """A book of one page."""
     made = new_document("")
     made += addnodes.start_of_file("", *children, docname=page)
@@ -47,7 +48,7 @@ def bundle(**kinds: str) -> nodes.container:
     return nodes.container("", *children, nb_element="mime_bundle")
 
 
-def app(folder: Path) -> SimpleNamespace:
+def app(folder: Path) -> Any:
     """As much of Sphinx as the transforms use."""
     config = SimpleNamespace(root_doc="intro", html_baseurl="https://book.example/", html_title="The book")
     images = SimpleNamespace(add_file=lambda page, uri: None)
@@ -110,12 +111,12 @@ def dropdown(title: str, *children: nodes.Node) -> nodes.container:
     return nodes.container("", nodes.rubric("", title), *children, design_component="dropdown")
 
 
-def links(tree: nodes.Element) -> list[str]:
+def links(tree: Any) -> list[str]:
     """The places that references lead to."""
     return [node["refuri"] for node in tree.findall(nodes.reference)]
 
 
-def labels(tree: nodes.Element) -> list[str]:
+def labels(tree: Any) -> list[str]:
     """The places that references can lead to, as references name them."""
     found = [re.findall(r"\\label\{\\detokenize\{(.*?)\}\}", node.astext()) for node in tree.findall(nodes.raw)]
     return ["%" + "#".join(label.rsplit(":", 1)) for some in found for label in some]
@@ -195,7 +196,7 @@ def test_parts_take_their_titles_and_their_numbering_from_the_contents(tmp_path)
         )
         for name in "ab"
     ]
-    tree = new_document("")
+    tree: Any = new_document("")
     tree += nodes.section("", nodes.title("", "First"), nodes.paragraph("", "hello"), *parts)
     fake = app(tmp_path)
     subtrees = [SimpleNamespace(caption="Before & after", numbered=False), SimpleNamespace(caption="One", numbered=2)]
@@ -237,6 +238,13 @@ TITLE = re.compile(r"^# (.+)$", re.M)
 AUX = ROOT / "_build" / "latex" / "smlmtut.aux"
 
 
+def first(pattern: str | re.Pattern[str], text: str) -> str:
+    """The first group of the first match, which must be there."""
+    match = re.search(pattern, text)
+    assert match, f"{pattern} is not in {text[:80]!r}"
+    return match[1]
+
+
 def output(*command: str) -> str:
     """What a program of Poppler tells of the PDF."""
     return subprocess.run([*command], capture_output=True, text=True, check=True).stdout
@@ -272,7 +280,7 @@ def test_the_outline_has_every_page_in_order(text):
     written = output("pdftohtml", "-xml", "-i", "-stdout", str(pdf.PDF)).partition("<outline>")[2]
     items = BeautifulSoup(written, "html.parser").find_all("item")
     told = iter(" ".join(item.get_text().split()) for item in items)
-    titles = [TITLE.search((ROOT / f"{page}.md").read_text(encoding="utf-8"))[1] for page in pages()]
+    titles = [first(TITLE, (ROOT / f"{page}.md").read_text(encoding="utf-8")) for page in pages()]
     assert [title for title in titles if title not in told] == []  # each after the one before
 
 
@@ -296,9 +304,9 @@ def test_formulas_and_figures_have_the_numbers_of_the_pages(text):
     for page in pages():
         soup = BeautifulSoup((ROOT / "_build" / "html" / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
         for div in soup.select("div.math[id^=equation-]"):
-            formulas[div["id"].removeprefix("equation-")] = re.search(r"\(([\d.]+)\)", div.get_text())[1]
+            formulas[str(div["id"]).removeprefix("equation-")] = first(r"\(([\d.]+)\)", div.get_text())
         for figure in soup.select("figure[id^=fig-]"):
-            shown[figure["id"]] = re.search(r"[\d.]+\d|\d", figure.select_one(".caption-number").get_text())[0]
+            shown[figure["id"]] = first(r"([\d.]*\d)", figure.select(".caption-number")[0].get_text())
     labelled = re.findall(
         r"^\$\$ \((eq-[\w-]+)\)", "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("notebooks/*.md")), re.M
     )

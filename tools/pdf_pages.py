@@ -55,6 +55,11 @@ def has(node: nodes.Node, name: str) -> bool:
     return isinstance(node, nodes.Element) and name in node.get("classes", [])
 
 
+def every(tree: nodes.Node, condition: Any) -> list[Any]:
+    """All elements of a class, or of which a condition is true; a list, since the tree changes on the way."""
+    return list(tree.findall(condition))
+
+
 def drop(node: nodes.Element) -> None:
     """Take an element out of its parent."""
     assert node.parent is not None
@@ -80,7 +85,7 @@ def page_of(node: nodes.Node, root: str) -> str:
 
 def leave_out_code(tree: nodes.Element) -> None:
     """Remove the input of cells that hide it, and the cell of parameters."""
-    for cell in list(tree.findall(lambda node: has(node, "cell"))):
+    for cell in every(tree, lambda node: has(node, "cell")):
         if HIDDEN & set(cell["classes"]):
             for part in [child for child in cell.children if has(child, "cell_input")]:
                 cell.remove(part)
@@ -152,7 +157,7 @@ class Outputs:
 
     def convert(self, tree: nodes.Element) -> None:
         """Replace each bundle of formats where the one that Sphinx would choose is not the best."""
-        for bundle in list(tree.findall(lambda node: _is_bundle(node))):
+        for bundle in every(tree, lambda node: _is_bundle(node)):
             kinds = {child["mime_type"]: child for child in bundle.children}
             html = kinds["text/html"].astext() if "text/html" in kinds else ""
             if "smlmtut-slider" in html:
@@ -199,7 +204,7 @@ def is_dropdown(node: nodes.Node) -> bool:
 
 def open_boxes(tree: nodes.Element) -> None:
     """Closed boxes stand open in small type, below their title."""
-    for box in list(tree.findall(is_dropdown)):
+    for box in every(tree, is_dropdown):
         if box.children and isinstance(box[0], nodes.rubric):
             title = box[0]
             box[0] = nodes.paragraph("", "", nodes.strong("", "", *title.children), ids=title["ids"])
@@ -229,7 +234,7 @@ def bold(*children: nodes.Node) -> nodes.paragraph:
 def take_answers(chapter: nodes.Element, page: str) -> list[nodes.Node]:
     """Take the answers out of a chapter's self-test; links lead there and back."""
     found: list[nodes.Node] = []
-    for box in [box for box in chapter.findall(is_dropdown) if any(is_dropdown(child) for child in box.children)]:
+    for box in [box for box in every(chapter, is_dropdown) if any(is_dropdown(child) for child in box.children)]:
         (answer,) = [child for child in box.children if is_dropdown(child)]
         number = len(found) + 1
         question, name = f"pdf-question-{number}", f"pdf-answer-{number}"
@@ -243,8 +248,8 @@ def take_answers(chapter: nodes.Element, page: str) -> list[nodes.Node]:
 
 def take_solutions(chapter: nodes.Element, page: str) -> list[nodes.Node]:
     """Take the solutions out of a chapter; each exercise ends with a link to its solution."""
-    exercises = {node["label"]: node for node in chapter.findall(is_exercise_node)}
-    found: list[nodes.Node] = list(chapter.findall(solution_node))
+    exercises = {node["label"]: node for node in every(chapter, is_exercise_node)}
+    found = every(chapter, solution_node)
     for label, exercise in exercises.items():
         exercise.parent.insert(exercise.parent.index(exercise), place(page, label))
     for solution in found:
@@ -257,7 +262,7 @@ def take_solutions(chapter: nodes.Element, page: str) -> list[nodes.Node]:
 
 def unbox_solutions(app: Sphinx, tree: nodes.Element) -> None:
     """Set solutions without a frame: LaTeX cannot break one well; the title leads back to the exercise."""
-    for solution in list(tree.findall(solution_node)):
+    for solution in every(tree, solution_node):
         title, *text = solution.children
         label = place(page_of(solution, app.config.root_doc), solution["label"])
         solution.replace_self(nodes.container("", label, bold(*title.children), *text, classes=["answer"]))
@@ -291,8 +296,8 @@ def add_appendix(app: Sphinx, tree: nodes.Element) -> None:
 
 def beside(tree: nodes.Element) -> None:
     """Each item of a grid: its picture to the left, its text to the right."""
-    for item in list(tree.findall(lambda node: is_component(node, "grid-item"))):
-        pictures = list(item.findall(nodes.image))
+    for item in every(tree, lambda node: is_component(node, "grid-item")):
+        pictures = every(item, nodes.image)
         for picture in pictures:
             drop(picture)
             picture["width"] = "100%"
@@ -315,8 +320,8 @@ def plain(formula: str) -> str:
 
 def name_formulas(tree: nodes.Element) -> None:
     """Give each formula in a heading a text for the outline of the PDF."""
-    for title in tree.findall(nodes.title):
-        for formula in list(title.findall(nodes.math)) if isinstance(title.parent, nodes.section) else []:
+    for title in every(tree, nodes.title):
+        for formula in every(title, nodes.math) if isinstance(title.parent, nodes.section) else []:
             text = formula.astext()
             formula.replace_self(latex(f"\\texorpdfstring{{\\({text}\\)}}{{{escape(plain(text))}}}"))
 
@@ -324,7 +329,7 @@ def name_formulas(tree: nodes.Element) -> None:
 def lay_out(app: Sphinx, tree: nodes.Element) -> None:
     """The first page becomes a chapter, and each part of the contents gets its title and its way of numbering."""
     top = next(iter(tree.findall(nodes.section)))
-    parts = [child for child in top.findall(nodes.compound) if has(child, "toctree-wrapper")]
+    parts = [child for child in every(top, nodes.compound) if has(child, "toctree-wrapper")]
     parts = [part for part in parts if page_of(part, "") == ""]
     for part in parts:
         drop(part)
@@ -350,7 +355,7 @@ def take_numbers(app: Sphinx, tree: nodes.Element) -> None:
         ("table", "table", nodes.table),
     )
     for kind, counter, node_class in kinds:
-        for node in list(tree.findall(node_class)):
+        for node in every(tree, node_class):
             found = number(app, page_of(node, app.config.root_doc), kind, node["ids"])
             if found:
                 raw = latex(f"\\gdef\\the{counter}{{{found}}}")
@@ -364,7 +369,7 @@ def escape(text: str) -> str:
 
 def size_pictures(app: Sphinx, tree: nodes.Element) -> None:
     """Every picture as wide as its pixels allow at DPI, but never wider than the text."""
-    for picture in tree.findall(nodes.image):
+    for picture in every(tree, nodes.image):
         path = Path(app.srcdir) / picture["uri"]
         if path.suffix == ".png" and path.exists() and "width" not in picture:
             with Image.open(path) as opened:
@@ -388,19 +393,19 @@ def widths(columns: list[list[str]], room: int = ROOM) -> list[int]:
 
 def shown(entry: nodes.Node) -> str:
     """The text of a cell as it counts for its width: formulas are shorter than their source."""
-    if any(True for _ in entry.findall(math_reference)):
+    if any(True for _ in every(entry, math_reference)):
         return "(10.10)"
     text = entry.astext().replace("\u200b", " ")
-    for formula in entry.findall(nodes.math):
+    for formula in every(entry, nodes.math):
         text = text.replace(formula.astext(), plain(formula.astext()))
     return text
 
 
 def size_tables(tree: nodes.Element) -> None:
     """Columns as wide as their texts ask for, so that long words break nothing."""
-    for found in tree.findall(nodes.table):
-        specs = list(found.findall(nodes.colspec))
-        rows = [row.children for row in found.findall(nodes.row) if len(row) == len(specs)]
+    for found in every(tree, nodes.table):
+        specs = every(found, nodes.colspec)
+        rows = [row.children for row in every(found, nodes.row) if len(row) == len(specs)]
         chosen = widths([[shown(entry) for entry in column] for column in zip(*rows, strict=True)])
         for spec, width in zip(specs, chosen, strict=False):
             spec["colwidth"] = width
@@ -410,8 +415,8 @@ def size_tables(tree: nodes.Element) -> None:
 
 def break_names(tree: nodes.Element) -> None:
     """Let long names in code break after a point, an underscore or a bracket: a space of no width stands there."""
-    for literal in tree.findall(nodes.literal):
-        for text in list(literal.findall(nodes.Text)):
+    for literal in every(tree, nodes.literal):
+        for text in every(literal, nodes.Text):
             broken = re.sub(r"([._/(,=\[:-])(?=\w)", "\\1\u200b", str(text))
             if broken != str(text):
                 text.parent.replace(text, nodes.Text(broken))
