@@ -476,8 +476,9 @@ def configure(app: Sphinx, config: Any) -> None:
         "fontpkg": "",
         "fvset": r"\fvset{fontsize=\footnotesize}",
         "extrapackages": r"\usepackage{newunicodechar}",
-        "preamble": PREAMBLE.read_text(encoding="utf-8") + macros(config),
-        "release": __version__,
+        "preamble": PREAMBLE.read_text(encoding="utf-8")
+        + macros(config)
+        + rf"\AtBeginDocument{{\release{{{__version__}}}}}",
         "releasename": "Version",
         "makeindex": "",
         "printindex": "",
