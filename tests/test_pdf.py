@@ -6,20 +6,24 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 from docutils import nodes
 from PIL import Image
 from sphinx import addnodes
+from sphinx.builders.latex.nodes import math_reference
 from sphinx.util.docutils import new_document
+from sphinx_design.badges_buttons import sd_badge
 from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
 from smlmtut import figures, notebook
-from tools import pdf, pdf_pages
+from smlmtut.networks.unet import SelfAttention
+from tools import api_page, pdf, pdf_pages, pdf_tables
 from tools.run_chapters import ROOT
 
 
@@ -75,13 +79,58 @@ def test_claims_become_one_line_each_and_a_box_its_title(tmp_path):
 
 def test_a_data_frame_becomes_a_table_and_a_wide_head_keeps_its_place():
     head = "<tr><th></th><th colspan='2'>both</th><th>c</th></tr>"
-    made = pdf_pages.table(
+    made = pdf_tables.table(
         f"<table><thead>{head}</thead><tbody><tr><th>x</th><td>1</td><td>&lt;2</td><td>3</td></tr></tbody></table>"
     )
     rows = [[entry.astext() for entry in row] for row in made.findall(nodes.row)]
     assert rows == [["", "both", "", "c"], ["x", "1", "<2", "3"]]
     (thead,) = made.findall(nodes.thead)
     assert len(thead) == 1 and len(list(made.findall(nodes.colspec))) == 4
+
+
+def rows_of(made: nodes.Element) -> list[list[str]]:
+    """The texts of a table, row by row."""
+    return [[entry.astext() for entry in row] for row in made.findall(nodes.row)]
+
+
+@pytest.mark.parametrize(("corner", "heads"), [("", 1), ("columns", 2)])
+def test_the_name_of_an_index_joins_the_head_unless_the_columns_have_a_name_too(corner, heads):
+    head = f"<tr><th>{corner}</th><th>a</th></tr><tr><th>N</th><th></th></tr>"
+    made = pdf_tables.table(f"<table><thead>{head}</thead><tbody><tr><th>5</th><td>1</td></tr></tbody></table>")
+    joined = [["N", "a"], ["5", "1"]]
+    assert rows_of(made) == (joined if heads == 1 else [["columns", "a"], ["N", ""], ["5", "1"]])
+    (thead,) = made.findall(nodes.thead)
+    assert len(thead) == heads
+
+
+def words(*texts: str) -> list[nodes.paragraph]:
+    """The cells of a row."""
+    return [nodes.paragraph("", text) for text in texts]
+
+
+def table(head: list[nodes.paragraph], *rows: list[nodes.paragraph]) -> nodes.table:
+    """A table whose cells hold one paragraph each."""
+    made = [nodes.row("", *(nodes.entry("", cell) for cell in cells)) for cells in (head, *rows)]
+    parts = [nodes.colspec() for _ in head] + [nodes.thead("", made[0]), nodes.tbody("", *made[1:])]
+    return nodes.table("", nodes.tgroup("", *parts, cols=len(head)))
+
+
+def test_a_head_without_words_goes_and_a_cell_that_refers_to_a_formula_stays():
+    reference = math_reference("", "", docname="a", target="eq-b")
+    tree = document(table(words("", ""), [*words("0.9 ± 0.1"), nodes.paragraph("", "", reference)], words("", "x")))
+    pdf_tables.tidy_tables(tree)
+    assert not list(tree.findall(nodes.thead)) and list(tree.findall(math_reference)) == [reference]
+    entries = list(tree.findall(nodes.entry))
+    assert entries[0].astext() == "0.9\u00a0±\u00a00.1"
+    assert [len(entry) for entry in entries] == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("rows", "breaks"), [(5, False), (20, True)])
+def test_only_long_tables_may_break_over_pages(rows, breaks):
+    tree = document(table(words("a", "b"), *(words("1", "2") for _ in range(rows))))
+    pdf_tables.tidy_tables(tree)
+    (found,) = tree.findall(nodes.table)
+    assert ("longtable" in found["classes"]) == breaks
 
 
 def drawn(value):
@@ -104,6 +153,8 @@ def test_a_slider_becomes_its_first_middle_and_last_frame(tmp_path):
     assert [path.read_bytes() for path in pictures] == [slider.png(k) for k in (0, 2, 4)]
     (link,) = tree.findall(nodes.reference)
     assert link["refuri"] == "https://book.example/notebooks/01_a.html"
+    told = [node.astext() for node in tree.findall(nodes.paragraph)]
+    assert len(told) == 3 and told[-1].endswith("The slider moves online.")  # with the last frame, on its page
 
 
 def dropdown(title: str, *children: nodes.Node) -> nodes.container:
@@ -130,6 +181,8 @@ def test_the_answers_of_a_self_test_stand_in_the_appendix_with_links_both_ways()
     assert "1. How?" in tree.astext() and "Text" in tree.astext()
     assert links(tree) == labels(answer) and links(answer) == labels(tree)
     assert len(list(tree.findall(pdf_pages.is_dropdown))) == 1  # the proof is no question
+    (asked,) = tree.findall(lambda node: pdf_tables.has(node, "question"))
+    assert asked.astext() == "1. How?\n\nText\n\nAnswer, page \\pageref{\\detokenize{notebooks/01_a:pdf-answer-1}}"
 
 
 def test_a_solution_stands_in_the_appendix_and_its_exercise_leads_there(tmp_path):
@@ -142,6 +195,7 @@ def test_a_solution_stands_in_the_appendix_and_its_exercise_leads_there(tmp_path
     chapter, appendix, _ = tree.children
     assert "Four" not in chapter.astext() and "Four" in appendix.astext()
     assert links(exercise) == ["%notebooks/01_a#sol"] and "%notebooks/01_a#ex-half" in labels(chapter)
+    assert exercise[-2].astext() == "\\nopagebreak"
     pdf_pages.unbox_solutions(app(tmp_path), tree)
     assert labels(appendix) == ["%notebooks/01_a#sol"] and not list(tree.findall(solution_node))
 
@@ -149,17 +203,47 @@ def test_a_solution_stands_in_the_appendix_and_its_exercise_leads_there(tmp_path
 def test_closed_boxes_stand_open():
     tree = document(dropdown("Proof", nodes.paragraph("", "Long")))
     pdf_pages.open_boxes(tree)
-    (box,) = tree.findall(lambda node: pdf_pages.has(node, "folded"))
-    assert [type(child) for child in box] == [nodes.paragraph, nodes.paragraph] and box.astext() == "Proof\n\nLong"
+    (box,) = tree.findall(lambda node: pdf_tables.has(node, "folded"))
+    assert [type(child) for child in box] == [nodes.paragraph, nodes.raw, nodes.paragraph]
+    assert [child.astext() for child in box] == ["Proof", "\\nopagebreak", "Long"]
+
+
+def test_a_badge_in_a_line_of_its_own_stays_with_what_follows():
+    badges = [sd_badge("", nodes.Text("20-minute path")) for _ in range(2)]
+    tree = document(nodes.paragraph("", "", badges[0]), nodes.paragraph("", "", nodes.Text("see "), badges[1]))
+    pdf_pages.small_badges(tree)
+    assert [node["classes"] for node in tree.findall(nodes.inline)] == [["badge"]] * 2
+    assert [node.astext() for node in tree[0]] == ["20-minute path", "\\nopagebreak", "see 20-minute path"]
+
+
+class Fields(NamedTuple):
+    """Two fields."""
+
+    first: int
+
+
+@pytest.mark.parametrize(
+    ("item", "left_out"),
+    [
+        (Fields.first, True),
+        (SelfAttention.forward, True),
+        (document, False),
+    ],
+)
+def test_the_page_of_the_package_leaves_out_what_only_python_and_torch_wrote(item, left_out):
+    assert bool(api_page.foreign(None, "", "", item, False, None)) == left_out  # type: ignore[arg-type]
 
 
 def test_columns_hold_their_longest_words_and_fill_the_line_only_where_they_must():
-    assert pdf_pages.widths([["a", "b"], ["c", "d"]]) == []
+    assert pdf_tables.widths([["a", "b"], ["c", "d"]]) == []
     long = ["word " * 30, "x"]
-    narrow, wide = pdf_pages.widths([["a", "indivisible"], long], room=60)
+    narrow, wide = pdf_tables.widths([["a", "indivisible"], long], room=60)
     assert narrow == len("indivisible") + 3 and narrow + wide <= 60 and wide > narrow
-    crowded = pdf_pages.widths([["x" * 40], ["y" * 40]], room=60)
+    crowded = pdf_tables.widths([["x" * 40], ["y" * 40]], room=60)
     assert crowded == [43, 43]  # more than there is room for: both shrink alike
+    assert pdf_tables.widths([["a"], ["word " * 20]]) != []  # longer than a column wants to be
+    assert pdf_tables.widths([["mmmmmmmm"], long], room=60)[0] > pdf_tables.widths([["iiiiiiii"], long], room=60)[0]
+    assert pdf_tables.widths([["0.9\u00a0±\u00a00.1"], long], room=60)[0] == len("0.9 ± 0.1") + 3
 
 
 def test_a_name_in_code_may_break_after_points_and_underscores_only():
@@ -178,7 +262,7 @@ def test_a_name_in_code_may_break_after_points_and_underscores_only():
     ],
 )
 def test_a_formula_in_a_heading_has_a_text_for_the_outline(formula, text):
-    assert pdf_pages.plain(formula) == text
+    assert pdf_tables.plain(formula) == text
 
 
 def test_pictures_keep_150_dots_an_inch_and_stay_within_the_text(tmp_path):
@@ -253,7 +337,7 @@ def output(*command: str) -> str:
 @pytest.fixture(scope="module")
 def text():
     """The words of the PDF. Without it the tests skip, but fail where CI is set."""
-    lacking = [name for name in ("pdftotext", "pdfimages", "pdftohtml") if not shutil.which(name)]
+    lacking = [name for name in ("pdftotext", "pdfimages", "pdftohtml", "pdftoppm") if not shutil.which(name)]
     if lacking or not pdf.PDF.exists():
         why = f"{', '.join(lacking)} of poppler-utils" if lacking else "the PDF: make pdf"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"lacking: {why}")
@@ -286,7 +370,19 @@ def test_the_outline_has_every_page_in_order(text):
 
 @pytest.mark.pdf
 def test_nothing_in_the_text_is_left_undone(text):
-    for sign in ("??", "undefined", "<div", "<span", "{ref}", "{eq}", "```"):
+    signs = (
+        "??",
+        "undefined",
+        "<div",
+        "<span",
+        "{ref}",
+        "{eq}",
+        "```",
+        ".. note::",
+        "Alias for field",
+        "overridden by",
+    )
+    for sign in signs:
         assert sign not in text
     assert all(page.split() for page in text.rstrip("\f").split("\f"))  # no blank page
 
@@ -314,3 +410,47 @@ def test_formulas_and_figures_have_the_numbers_of_the_pages(text):
     assert numbers("eq") == formulas
     assert numbers("fig") == shown
     assert len(re.findall(r"\((?:\d+\.)?\d+\)$", text, re.M)) >= len(labelled)
+
+
+def sheets(text: str) -> list[list[str]]:
+    """The lines of each page; the last is its foot."""
+    return [[line.strip() for line in page.splitlines() if line.strip()] for page in text.rstrip("\f").split("\f")]
+
+
+@pytest.mark.pdf
+def test_the_contents_are_called_so_and_tables_without_a_number_have_none(text):
+    assert sheets(text)[1][0] == "Contents"
+    assert "continued" in text and not re.search(r"Table\s+[\d.]+\W+continued", text)
+
+
+@pytest.mark.pdf
+def test_no_title_stands_at_the_foot_of_a_page(text):
+    sources = [(ROOT / f"{page}.md").read_text(encoding="utf-8") for page in pages()]
+    found = [title for page in sources for title in re.findall(r"^(?:#+|:+\{dropdown\}) (.+)$", page, re.M)]
+    titles = {*(title.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}") for title in found), "20-minute path", "Answer"}
+    last = [re.sub(r"^[\d.]+\s+", "", lines[-2]) for lines in sheets(text) if len(lines) > 4]
+    assert len(last) > 100 and [line for line in last if line in titles] == []
+
+
+@pytest.mark.pdf
+def test_no_line_of_a_docstring_is_broken(text):
+    described = [lines for lines in sheets(text) if any(re.match(r"(class )?smlmtut\.\w+\.", line) for line in lines)]
+    assert len(described) > 20 and not [
+        line for lines in described for line in lines if "\N{RIGHTWARDS ARROW WITH HOOK}" in line
+    ]
+
+
+@pytest.mark.pdf
+def test_only_the_end_of_a_chapter_leaves_a_page_half_empty(text):
+    data = subprocess.run(["pdftoppm", "-r", "20", "-gray", str(pdf.PDF)], capture_output=True, check=True).stdout
+    size = re.match(rb"P5\s(\d+) (\d+)\s255\s", data)
+    assert size
+    width, height, start = int(size[1]), int(size[2]), size.end()
+    grey = np.frombuffer(data, np.uint8).reshape(-1, start + width * height)[:, start:].reshape(-1, height, width)
+    whole = np.min(grey, axis=2) < 215  # rows with ink
+    body = whole[:, int(0.075 * height) : int(0.905 * height)]
+    filled = [(np.flatnonzero(rows)[-1] + 1) / len(rows) for rows in body]
+    ends = [not rows[: height // 10].any() for rows in whole[1:]] + [True]  # a chapter's first page has no head
+    first_of_text = next(k for k, lines in enumerate(sheets(text)) if len(lines) > 1 and lines[-1] == "1")
+    assert [k + 1 for k, end in enumerate(ends) if k > first_of_text and not end and filled[k] < 0.6] == []
+    assert min(filled[first_of_text:]) > 0.05  # and no chapter ends on a page of one or two lines

@@ -13,11 +13,8 @@ import json
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +22,24 @@ from docutils import nodes
 from PIL import Image
 from sphinx import addnodes
 from sphinx.application import Sphinx
-from sphinx.builders.latex.nodes import math_reference
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx_design.badges_buttons import sd_badge
 from sphinx_exercise.nodes import is_exercise_node, solution_node
 
 if not __package__:  # as an extension
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from smlmtut import __version__
+from tools.pdf_tables import drop, every, has, latex, plain, size_tables, table, tidy_tables
 
 PREAMBLE = Path(__file__).with_name("pdf_preamble.tex")
 DPI = 150  # at least, of every picture
 TEXT_WIDTH = 6.3  # inches, see geometry in latex_elements
-ROOM = 98  # letters that a line of a table holds
 HIDDEN = {"tag_hide-input", "tag_hide-cell", "tag_remove-input", "tag_remove-cell", "tag_parameters"}
 BESIDE = ("\\begin{beside}", "\\besidetext", "\\end{beside}")  # see pdf_preamble.tex
 FRAMES = re.compile(r"const data = (\{.*?\});\n", re.S)
 SHOWN = re.compile(r'<img src="data:image/png;base64,([^"]*)"')
 LABEL = re.compile(r"<label[^>]*>(.*?)</label>", re.S)
-
-
-def latex(text: str) -> nodes.raw:
-    """Text for LaTeX as it stands."""
-    return nodes.raw("", text, format="latex")
-
-
-def has(node: nodes.Node, name: str) -> bool:
-    """Whether an element has a class."""
-    return isinstance(node, nodes.Element) and name in node.get("classes", [])
-
-
-def every(tree: nodes.Node, condition: Any) -> list[Any]:
-    """All elements of a class, or of which a condition is true; a list, since the tree changes on the way."""
-    return list(tree.findall(condition))
-
-
-def drop(node: nodes.Element) -> None:
-    """Take an element out of its parent."""
-    assert node.parent is not None
-    node.parent.remove(node)
 
 
 def files(tree: nodes.Element) -> Iterator[addnodes.start_of_file]:
@@ -92,45 +68,6 @@ def leave_out_code(tree: nodes.Element) -> None:
         cell["classes"] = []
         if not cell.children:
             drop(cell)
-
-
-class _Rows(HTMLParser):
-    """The cells of an HTML table, row by row, and how many rows are its head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.head, self.inside, self.span = 0, False, 1
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.inside, self.span = True, int(dict(attrs).get("colspan") or 1)
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.rows[-1] += [""] * (self.span - 1)
-            self.inside = False
-        if tag == "thead":
-            self.head = len(self.rows)
-
-    def handle_data(self, data):
-        if self.inside:
-            self.rows[-1][-1] += data
-
-
-def table(html: str) -> nodes.table:
-    """A data frame's HTML as a table."""
-    parser = _Rows()
-    parser.feed(html)
-    width = max(len(row) for row in parser.rows)
-    full = [row + [""] * (width - len(row)) for row in parser.rows]
-    rows = [nodes.row("", *(nodes.entry("", nodes.paragraph("", text.strip())) for text in row)) for row in full]
-    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in range(width)), cols=width)
-    group += [nodes.thead("", *rows[: parser.head]), nodes.tbody("", *rows[parser.head :])]
-    return nodes.table("", group)
 
 
 def frames(html: str) -> list[tuple[str, bytes]]:
@@ -170,18 +107,17 @@ class Outputs:
     def slider(self, html: str, page: str) -> list[nodes.Node]:
         """Three frames, one below the other, and where the live one is."""
         made: list[nodes.Node] = []
+        told = nodes.paragraph()
         for text, png in frames(html):
             path = self.folder / f"{hashlib.sha256(png).hexdigest()[:16]}.png"
             path.write_bytes(png)
             uri = Path(os.path.relpath(path, self.app.srcdir)).as_posix()
             self.app.env.images.add_file(page, uri)
-            picture = nodes.image(uri=uri, candidates={"*": uri}, classes=["frame"])
-            made += [picture, nodes.container("", nodes.paragraph("", text), classes=["frametext"])]
-        address = f"{self.app.config.html_baseurl}{page}.html"
-        link = nodes.reference("", "online", refuri=address)
-        made.append(
-            nodes.container("", nodes.paragraph("", "The slider moves ", link, nodes.Text(".")), classes=["frametext"])
-        )
+            told = nodes.paragraph("", text)
+            made += [nodes.image(uri=uri, candidates={"*": uri}, classes=["frame"])]
+            made += [nodes.container("", told, classes=["frametext"])]
+        link = nodes.reference("", "online", refuri=f"{self.app.config.html_baseurl}{page}.html")
+        told += [latex("\\\\*"), nodes.Text("The slider moves "), link, nodes.Text(".")]
         return made
 
 
@@ -208,6 +144,7 @@ def open_boxes(tree: nodes.Element) -> None:
         if box.children and isinstance(box[0], nodes.rubric):
             title = box[0]
             box[0] = nodes.paragraph("", "", nodes.strong("", "", *title.children), ids=title["ids"])
+            box.insert(1, latex("\\nopagebreak"))
         box["classes"] = ["folded"]
 
 
@@ -240,7 +177,8 @@ def take_answers(chapter: nodes.Element, page: str) -> list[nodes.Node]:
         question, name = f"pdf-question-{number}", f"pdf-answer-{number}"
         title, text = box[0], [child for child in box.children[1:] if child is not answer]
         there = nodes.paragraph("", "", link("Answer", page, name), on_page(page, name))
-        box.replace_self([place(page, question), bold(*title.children), *text, there])
+        asked = nodes.container("", bold(*title.children), *text, there, classes=["question"])
+        box.replace_self([place(page, question), asked])
         head = bold(link(title.astext(), page, question))
         found.append(nodes.container("", place(page, name), head, *answer.children[1:], classes=["answer"]))
     return found
@@ -256,7 +194,7 @@ def take_solutions(chapter: nodes.Element, page: str) -> list[nodes.Node]:
         drop(solution)
         exercise = exercises[solution["target_label"]]
         there = link("Solution", page, solution["label"])
-        exercise += nodes.paragraph("", "", there, on_page(page, solution["label"]))
+        exercise += [latex("\\nopagebreak"), nodes.paragraph("", "", there, on_page(page, solution["label"]))]
     return found
 
 
@@ -306,16 +244,6 @@ def beside(tree: nodes.Element) -> None:
 
 
 # The book
-
-
-def plain(formula: str) -> str:
-    """A short formula as text, for the outline of the PDF: ŷ and σ for \\hat y and \\sigma."""
-    text = re.sub(r"\\(?:hat|tilde)\s*\{?(\w)\}?", lambda found: found[1] + "\u0302", formula)
-    for name in re.findall(r"\\([a-z]+)", text):
-        with suppress(KeyError):
-            text = text.replace(f"\\{name}", unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}"))
-    text = text.replace("\\mid", "|")
-    return unicodedata.normalize("NFC", re.sub(r"\\[a-zA-Z]+|[\\{}$^_]", "", text))
 
 
 def name_formulas(tree: nodes.Element) -> None:
@@ -378,41 +306,6 @@ def size_pictures(app: Sphinx, tree: nodes.Element) -> None:
         picture["align"] = "center"
 
 
-def widths(columns: list[list[str]], room: int = ROOM) -> list[int]:
-    """Letters for each column of a table, given its texts; [] where the table fits the page as it is.
-
-    No column is narrower than its longest word; what is left of room goes to those that have more text.
-    """
-    least = [max((len(word) for text in texts for word in text.split()), default=1) + 3 for texts in columns]
-    wish = [max(low, min(60, max(map(len, texts)) + 3)) for low, texts in zip(least, columns, strict=True)]
-    if sum(wish) <= 0.8 * room:
-        return []
-    left, more = max(0, room - sum(least)), max(1, sum(wish) - sum(least))
-    return [low + left * (high - low) // more for low, high in zip(least, wish, strict=True)]
-
-
-def shown(entry: nodes.Node) -> str:
-    """The text of a cell as it counts for its width: formulas are shorter than their source."""
-    if any(True for _ in every(entry, math_reference)):
-        return "(10.10)"
-    text = entry.astext().replace("\u200b", " ")
-    for formula in every(entry, nodes.math):
-        text = text.replace(formula.astext(), plain(formula.astext()))
-    return text
-
-
-def size_tables(tree: nodes.Element) -> None:
-    """Columns as wide as their texts ask for, so that long words break nothing."""
-    for found in every(tree, nodes.table):
-        specs = every(found, nodes.colspec)
-        rows = [row.children for row in every(found, nodes.row) if len(row) == len(specs)]
-        chosen = widths([[shown(entry) for entry in column] for column in zip(*rows, strict=True)])
-        for spec, width in zip(specs, chosen, strict=False):
-            spec["colwidth"] = width
-        found["classes"] = [name for name in found["classes"] if name != "colwidths-given"]
-        found["classes"] += ["colwidths-given"] * bool(chosen)
-
-
 def break_names(tree: nodes.Element) -> None:
     """Let long names in code break after a point, an underscore or a bracket: a space of no width stands there."""
     for literal in every(tree, nodes.literal):
@@ -420,6 +313,23 @@ def break_names(tree: nodes.Element) -> None:
             broken = re.sub(r"([._/(,=\[:-])(?=\w)", "\\1\u200b", str(text))
             if broken != str(text):
                 text.parent.replace(text, nodes.Text(broken))
+
+
+def small_badges(tree: nodes.Element) -> None:
+    """Badges have a form of their own in LaTeX."""
+    for badge in every(tree, sd_badge):
+        line = badge.parent
+        badge.replace_self(nodes.inline("", "", *badge.children, classes=["badge"]))
+        if len(line) == 1:  # it belongs to the heading above, and no page ends after it
+            line.parent.insert(line.parent.index(line) + 1, latex("\\nopagebreak"))
+
+
+def small_api(tree: nodes.Element) -> None:
+    """The docstrings of the page of the package are lines of up to 120 letters, which should not be broken."""
+    for file in files(tree):
+        if file["docname"] == "book/api":
+            file.insert(0, latex("\\fvset{fontsize=\\scriptsize}"))
+            file.append(latex("\\fvset{fontsize=\\footnotesize}"))
 
 
 class Print(SphinxPostTransform):
@@ -439,6 +349,8 @@ class Print(SphinxPostTransform):
         add_appendix(self.app, tree)
         open_boxes(tree)
         beside(tree)
+        small_badges(tree)
+        small_api(tree)
 
 
 def finish(app: Sphinx, tree: nodes.document, docname: str) -> None:
@@ -449,6 +361,7 @@ def finish(app: Sphinx, tree: nodes.document, docname: str) -> None:
         name_formulas(tree)
         size_pictures(app, tree)
         break_names(tree)
+        tidy_tables(tree)
         size_tables(tree)
 
 
