@@ -18,7 +18,7 @@ CODE  := smlmtut tools tests benchmarks
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book preview notebooks test fakegpu gpu lint format questions colab colab-check course slides offline translation browser serve clean distclean
+.PHONY: help book pdf preview notebooks test fakegpu gpu lint format questions colab colab-check course slides offline translation browser serve clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -28,6 +28,11 @@ book: $(READY)  ## run the chapters that changed, then build the book (PROFILE=b
 	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --seed-cache
 	$(PY) tools/build_book.py
 
+pdf: $(READY)  ## the book as one PDF, _build/pdf/smlmtut.pdf, by LaTeX (after `make book`, whose runs it takes)
+	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --seed-cache
+	$(PY) tools/pdf.py
+	$(PY) -m pytest -m pdf tests/test_pdf.py
+
 notebooks: $(READY)  ## run every chapter, without building the book (PROFILE=smoke|book|full, DEVICE=auto)
 	$(PY) tools/run_chapters.py --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) --force
 
@@ -35,7 +40,7 @@ preview: $(READY)  ## run and build one chapter alone, for a look (CHAPTER=01)
 	$(PY) tools/preview.py $(CHAPTER) --profile $(PROFILE)
 
 test: $(READY)  ## run the tests, the chapters in profile smoke among them
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not browser and not pdf"
 
 fakegpu: $(READY)  ## run every chapter on a device that is not the CPU, on any machine
 	FAKEGPU=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/test_fake_chapters.py

@@ -84,6 +84,12 @@ def plain(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: lis
         lines += [".. code-block:: text", "", *(f"    {line}" for line in rest), ""]
 
 
+def foreign(app: Sphinx, what: str, name: str, item: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what has no docstring of this book: the fields of named tuples, and torch's text on `forward`."""
+    text = inspect.getdoc(item) or ""
+    return True if text.startswith(("Alias for field number", "Define the computation performed at")) else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive, and autodoc with it."""
     sys.path.insert(0, str(ROOT))  # the package of this book, and no other that is installed
@@ -91,4 +97,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
         app.setup_extension(extension)
     app.add_directive("api", ApiDirective)
     app.connect("autodoc-process-docstring", plain)
+    app.connect("autodoc-skip-member", foreign)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

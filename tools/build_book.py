@@ -26,13 +26,10 @@ def executed(log: str) -> list[str]:
     return sorted({Path(match[1]).name for match in RAN.finditer(plain)})
 
 
-def main() -> int:
-    """Build; print the path of index.html; 0 if all is well."""
-    started = time.perf_counter()
-    if why := offline_math.fetch(ROOT):
-        print(f"formulas will need the network: {why}")
-    command = [sys.executable, "-c", CALL, "build", ".", "--all", "-W", "-n", "--keep-going"]
-    log, lines = ROOT / "_build" / "html.log", []
+def build(builder: str = "html") -> int:
+    """Let Jupyter Book build, with its log in _build/BUILDER.log; 0 if there was no warning and nothing ran."""
+    command = [sys.executable, "-c", CALL, "build", ".", "--all", "-W", "-n", "--keep-going", "--builder", builder]
+    log, lines = ROOT / "_build" / f"{builder}.log", []
     log.parent.mkdir(exist_ok=True)
     process = subprocess.Popen(
         command,
@@ -55,6 +52,15 @@ def main() -> int:
     log.write_text("".join(lines), encoding="utf-8")
     if code:
         print(f"the build failed; its log is {log.relative_to(ROOT)}", file=sys.stderr)
+    return code
+
+
+def main() -> int:
+    """Build; print the path of index.html; 0 if all is well."""
+    started = time.perf_counter()
+    if why := offline_math.fetch(ROOT):
+        print(f"formulas will need the network: {why}")
+    if build():
         return 1
     mended = mend.mend_site(ROOT / "_build" / "html")
     print(f"mended {mended} pages")

@@ -1,0 +1,102 @@
+"""Write the whole book as one PDF, _build/pdf/smlmtut.pdf, from the chapters that `make book` ran: LaTeX by XeTeX.
+
+Fails where something is missing in print: a letter that no font has, a reference that leads nowhere, a line that
+sticks out. `tools/pdf_pages.py` tells what a print leaves out and why. It installs nothing: see PACKAGES.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # called by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import build_book
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "_build" / "latex"
+PDF = ROOT / "_build" / "pdf" / "smlmtut.pdf"
+OVERFULL = 5.0  # pt that a line may stick out: less than two letters of the text
+# Debian's packages, each with a program or a file by which it shows.
+PACKAGES = {
+    "latexmk": "latexmk",
+    "texlive-xetex": "xelatex",
+    "texlive-latex-recommended": "fancyvrb.sty",
+    "texlive-latex-extra": "newunicodechar.sty",
+    "texlive-fonts-recommended": "pzdr.tfm",
+    "fonts-texgyre": "texgyrepagella-regular.otf",
+    "fonts-texgyre-math": "texgyrepagella-math.otf",
+    "fonts-dejavu": "DejaVuSansMono-Oblique.ttf",
+}
+
+
+def found(name: str) -> bool:
+    """Whether a program or a file of TeX is there; fonts may lie where fontconfig finds them."""
+    if shutil.which(name):
+        return True
+    if shutil.which("kpsewhich") and subprocess.run(["kpsewhich", name], capture_output=True).returncode == 0:
+        return True
+    if not (name.endswith(("ttf", "otf")) and shutil.which("fc-list")):
+        return False
+    listed = subprocess.run(["fc-list", ":", "file"], capture_output=True, text=True, check=True).stdout
+    return f"/{name}:" in listed
+
+
+def missing() -> list[str]:
+    """The packages that this machine lacks."""
+    return [package for package, name in PACKAGES.items() if not found(name)]
+
+
+def problems(log: str) -> list[str]:
+    """What a log of LaTeX says is wrong with the pages; lines of the log must not be broken."""
+    lines = log.splitlines()
+    wrong = [line for line in lines if line.startswith("!") or "Missing character" in line]
+    wrong += [
+        line
+        for line in lines
+        if "Warning" in line and ("undefined" in line or "multiply" in line or "too large" in line)
+    ]
+    for line in lines:
+        wide = re.match(r"Overfull \\hbox \(([\d.]+)pt too wide\)", line)
+        high = re.match(r"Overfull \\vbox \(([\d.]+)pt too high\)", line)
+        wrong += [line] * any(match and float(match[1]) > OVERFULL for match in (wide, high))
+    return wrong
+
+
+def typeset() -> list[str]:
+    """Run LaTeX as often as it needs; what is wrong with the result."""
+    command = ["latexmk", "-pdfxe", "-interaction=nonstopmode", "-halt-on-error", "-silent", "smlmtut.tex"]
+    environment = {**os.environ, "max_print_line": "10000", "LATEXOPTS": "", "XINDYOPTS": ""}
+    done = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True)
+    log = (FOLDER / "smlmtut.log").read_text(encoding="utf-8", errors="replace")
+    wrong = problems(log)
+    return wrong if done.returncode == 0 or wrong else [f"latexmk failed with {done.returncode}"]
+
+
+def main() -> int:
+    """Build; print the path of the PDF; 0 if all is well."""
+    started = time.perf_counter()
+    if lacking := missing():
+        print("the PDF needs LaTeX. On Debian and Ubuntu:", file=sys.stderr)
+        print(f"  apt-get install --no-install-recommends {' '.join(lacking)}", file=sys.stderr)
+        return 1
+    if build_book.build("latex"):
+        return 1
+    wrong = typeset()
+    if (FOLDER / "smlmtut.pdf").exists():
+        PDF.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(FOLDER / "smlmtut.pdf", PDF)
+    if wrong:
+        print(f"{len(wrong)} faults, see {(FOLDER / 'smlmtut.log').relative_to(ROOT)}:", *wrong[:20], sep="\n  ")
+        return 1
+    print(f"typeset in {time.perf_counter() - started:.1f} s, no fault:")
+    print(PDF)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
