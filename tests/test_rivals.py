@@ -605,7 +605,7 @@ def test_runs_go_on_and_are_scored(small_runs, monkeypatch, batch):
     assert len(found) == 10 + 5 + 1
     some = bakeoff.Frames(batch.frame, batch.estimate, *(batch.kde for _ in range(4)))
     for name, network in found.items():
-        drawn = runs.method(network)(some, 3, dice())
+        drawn = bakeoff.rival(network)(some, 3, dice())
         assert drawn.shape == (3, 3, 64, 64) and bool(drawn.isfinite().all()), name
     # of a run that is not at its end there is nothing to score
     (small_runs / "sngp-seed1-0k" / runs.PRECISION).unlink()
