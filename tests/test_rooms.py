@@ -46,8 +46,10 @@ def test_a_face_loads_nothing_heavy(room):
 
 
 @pytest.mark.parametrize("room", smlmtut.ROOMS)
-def test_no_face_loads_the_training_loop_or_the_command_line(room):
-    assert not {"accelerate", "typer", "smlmtut.networks.training"} & loaded(f"import smlmtut.{room}")
+def test_no_face_loads_the_training_loop_the_command_line_or_dask(room):
+    assert not {"accelerate", "typer", "smlmtut.networks.training", "dask", "distributed"} & loaded(
+        f"import smlmtut.{room}"
+    )
 
 
 def test_the_package_shows_its_rooms_and_loads_them_when_they_are_asked_for():

@@ -12,6 +12,7 @@ import typer
 from .options import (
     MovieOptions,
     NetworkOptions,
+    WorkerOptions,
     check_folders,
     checked_seed,
     device_from,
@@ -41,6 +42,7 @@ def localize(
     ] = None,
     sensor: MovieOptions,
     networks: NetworkOptions,
+    compute: WorkerOptions,
     threshold: Annotated[float, typer.Option(help="Lowest height of a peak; 1 for a certain molecule.")] = 0.25,
     min_mass: Annotated[float, typer.Option(help="Lowest mass of a peak; about 1 for one molecule.")] = 0.0,
     uncertainty: Annotated[
@@ -90,6 +92,10 @@ def localize(
     effective_size (at least 100) then tell how well they agree, and are 0 elsewhere. With one molecule on 2 µm² this
     takes a quarter of the time that the diffusion model takes alone.
 
+    With --workers or --scheduler other processes compute, by dask.distributed; this one reads the movie and writes the
+    table. The files are, to the last bit, those of one process with one thread (OMP_NUM_THREADS=1); more threads round
+    otherwise. A worker that dies changes nothing, and an interrupted run goes on with or without workers.
+
     Picasso's loader drops rows of an .hdf5 with x or y below 0, which is the outer half of the first row and column
     of pixels, and rows with a value that is not finite, such as a standard deviation from fewer than two samples.
 
@@ -100,6 +106,8 @@ def localize(
     Example: smlmtut localize movie.tif -o locs.csv --camera camera.yaml --uncertainty --samples 64
 
     Example: smlmtut localize movie.tif -o locs.csv --camera camera.yaml --uncertainty --exact
+
+    Example: smlmtut localize movie.tif -o locs.csv --camera camera.yaml --uncertainty --workers 8
     """
     with plain_errors():
         from .. import io
@@ -112,7 +120,7 @@ def localize(
         changed = {name: value for name, value in changed.items() if value is not None}
         if (changed or exact) and not uncertainty:
             raise ValueError(f"--{next(iter(changed), 'exact')} needs --uncertainty")
-        described = sensor.description(pixel_size_nm=pixel_size_nm)
+        client, described = compute.client(), sensor.description(pixel_size_nm=pixel_size_nm)
         with io.read_movie(movie) as file:
             pixel = movie_pixel_size(described.pixel_size_nm, file)
             camera = described.camera(file.shape[1:])
@@ -121,18 +129,23 @@ def localize(
             sampling = _sampling(networks, changed) if uncertainty else {}
             if exact:
                 sampling["exact"] = ExactSettings(pixel)
-            if sampling and not networks.quiet:
-                _tell_time(
-                    range(first, last),
-                    lambda i: localize_with_uncertainty(
-                        file, camera, network, sampling["sampler"], sampling["settings"], threshold, start=i,
-                        stop=i + 1, precision=networks.precision.value, exact=sampling.get("exact"),
-                    ),
+            with client as cluster:
+                if cluster is not None and not cluster.nthreads():
+                    typer.echo(f"waiting for the first worker of {compute.scheduler}", err=True)
+                if sampling and not networks.quiet:
+                    _tell_time(
+                        range(first, last),
+                        lambda i: localize_with_uncertainty(
+                            file, camera, network, sampling["sampler"], sampling["settings"], threshold, start=i,
+                            stop=i + 1, precision=networks.precision.value, exact=sampling.get("exact"),
+                        ),
+                        cluster and sum(cluster.nthreads().values()),  # type: ignore[attr-defined]
+                    )  # fmt: skip
+                rows = localize_to_file(
+                    output, file, camera, network, pixel, threshold, min_mass, start=first, stop=last, resume=resume,
+                    progress=not networks.quiet, precision=networks.precision.value, inspect=_warn, client=cluster,
+                    **sampling,
                 )  # fmt: skip
-            rows = localize_to_file(
-                output, file, camera, network, pixel, threshold, min_mass, start=first, stop=last, resume=resume,
-                progress=not networks.quiet, precision=networks.precision.value, inspect=_warn, **sampling,
-            )  # fmt: skip
             beside = f", images to {' and '.join(map(str, image_paths(output)))}" if uncertainty else ""
             typer.echo(f"wrote {rows} localizations of {last - first} frames to {output}{beside}")
             note_what_picasso_drops(output)
@@ -196,16 +209,23 @@ def _warn(check: "MovieCheck") -> None:
         note(problem)
 
 
-def _tell_time(frames: range, localize_one: Callable[[int], Iterator[Any]]) -> None:
-    """Say how long the samples will take, from a frame in the middle; where there are few, the bar is enough."""
+def _tell_time(frames: range, localize_one: Callable[[int], Iterator[Any]], workers: int | None) -> None:
+    """Say how long the samples will take, from a frame in the middle; where there are few, the bar is enough.
+
+    workers: threads of other processes, taken to be as fast as one here; None: this process computes.
+    """
+    import torch
+
     if len(frames) < FRAMES_TIMED:
         return
-    seconds = 0.0
+    seconds, threads = 0.0, torch.get_num_threads()
+    torch.set_num_threads(threads if workers is None else 1)
     for i in (frames[len(frames) // 3], frames[len(frames) // 2]):  # the first prepares the network, and is not counted
         start = time.perf_counter()
         next(localize_one(i))
         seconds = time.perf_counter() - start
-    in_all = timedelta(seconds=math.ceil(seconds * len(frames)))
+    torch.set_num_threads(threads)
+    in_all = timedelta(seconds=math.ceil(seconds * len(frames) / max(1, workers or 1)))
     typer.echo(
         f"{len(frames)} frames, about {seconds:.3g} s a frame, in all {in_all} h (--frames 0:5 tries five)", err=True
     )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from ..io import CameraDescription, Movie
 
 
@@ -105,6 +107,36 @@ class NetworkOptions:
         typer.Option(help="no: float32; auto: bf16 or fp16 where the hardware has it, up to twice as fast."),
     ] = Precision.auto
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Options that say who computes; None: the process of the command."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Compute in N processes of this machine, with one thread each.",
+            show_default="in one process",
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Compute on the workers of a dask scheduler that runs, as tcp://10.0.0.1:8786."
+        ),
+    ] = None
+
+    def client(self) -> contextlib.AbstractContextManager["Client | None"]:
+        """Of the cluster, for a `with` statement. ValueError where it is not one of these, or dask is not installed."""
+        if self.workers is None and self.scheduler is None:
+            return contextlib.nullcontext()
+        try:
+            from ..localize.cluster import connected
+        except ImportError as error:
+            raise ValueError(f"--workers and --scheduler: {error}") from error
+        return connected(self.workers, self.scheduler)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

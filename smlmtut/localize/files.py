@@ -1,11 +1,12 @@
 """A movie in, files out: the table of its localizations, and with a sampler two images."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -23,9 +24,12 @@ from . import movie as plain
 from . import uncertainty
 from .check import OUTSIDE, MovieCheck, check_movie
 from .exact import EXACT, ExactSettings
-from .frames import Frames, checked_stop, movie_shape
+from .frames import Frames, block_ranges, checked_stop, movie_shape
 from .progress import COLUMNS, ProgressFile, ProgressMismatch
 from .samples import KDESampler, SamplingSettings
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FRAMES_HASHED = 16  # spread over the movie, both ends among them: reading all would take as long as the run
 
@@ -49,6 +53,7 @@ def localize_to_file(
     sampler_name: str = "",
     exact: ExactSettings | None = None,
     inspect: Callable[[MovieCheck], None] | None = None,
+    client: "Client | None" = None,
 ) -> int:
     """Localize a movie into a file, and return the number of localizations.
 
@@ -67,6 +72,8 @@ def localize_to_file(
     inspect: None, or what is shown the result of `check_movie` before the first frame, to print its problems or to
         raise. Where there are any, the table gets a column outside_scene of ones, and no probability is above what the
         check allows. With None the movie is not checked.
+    client: None, or of a dask cluster whose workers compute the blocks, see `cluster.connected`. The files are
+        those of one process with one thread, and a run may go on with workers or without, whichever it began with.
     Others: as in `localize_movie`. Memory does not grow with the length of the movie.
     Raises ProgressMismatch (a ValueError) where the interrupted run was a different one, what it left is damaged, or
         the movie changes during the run; FileInUse (a ValueError) where another run is writing the same file;
@@ -87,20 +94,21 @@ def localize_to_file(
         "window": window, "precision": precision,
     }  # fmt: skip
     run: dict[str, Any] = {"start": start} | identity(movie, camera, network) | options | {"blocks": plain.BLOCK_SIZES}
-    localize = partial(plain.localize_movie, movie, camera, network, **options)
+    localize = partial(plain.localize_movie, camera=camera, network=network, **options)
+    limits = plain.FRAMES_AT_ONCE, plain.PIXELS_AT_ONCE
     images: dict[str, Any] = {"columns": COLUMNS}
     if sampler is not None:
         settings = settings or SamplingSettings()
         run |= {f"sampling {name}": value for name, value in asdict(settings).items()}
         run |= {"sampler": sampler_name, "blocks": uncertainty.BLOCK_SIZES}
         run |= {} if exact is None else {f"exact {name}": value for name, value in asdict(exact).items()}
-        localize = partial(
-            uncertainty.localize_with_uncertainty, movie, camera, network, sampler, settings, exact=exact, **options
-        )
+        given = {"sampler": sampler, "settings": settings, "exact": exact}
+        localize = partial(uncertainty.localize_with_uncertainty, camera=camera, network=network, **given, **options)
+        limits = uncertainty.block_limits(exact)
         dark = np.zeros((2, network.factor * shape[1], network.factor * shape[2]))
         columns = (*COLUMNS, *uncertainty.SAMPLED, *(() if exact is None else EXACT))
         images = {"columns": columns, "sums": dark, "beside": image_paths(path)}
-    localize(start=start)  # bad arguments raise before any file is touched
+    localize(movie, start=start)  # bad arguments raise before any file is touched
     check = None
     if inspect is not None:
         check = check_movie(movie, camera, network, pixel_size_nm, threshold, start, stop)
@@ -108,10 +116,17 @@ def localize_to_file(
         images["columns"] = (*images["columns"], OUTSIDE) if check.problems else images["columns"]
     with held(path):
         progress_file = ProgressFile(path, run, resume, first=start, **images)
-        blocks = _unchanged(localize(start=progress_file.frames), movie, run["movie"])
+        ready = progress_file.frames
+        found = localize(movie, start=ready)
+        if client is not None:
+            from .cluster import computed  # with dask, which only an extra installs
+
+            found = computed(client, localize, movie, block_ranges(shape, ready, stop, *limits))
+        blocks = _unchanged(found, movie, run["movie"])
         if check is not None and check.problems:
             blocks = ((done, check.mark(table), *sums) for done, table, *sums in blocks)
-        run_to_file(blocks, progress_file, pixel_size_nm, shape, range(start, stop), progress)
+        with closing(blocks):
+            run_to_file(blocks, progress_file, pixel_size_nm, shape, range(start, stop), progress)
     return progress_file.rows
 
 
@@ -173,7 +188,7 @@ def movie_identity(movie: Frames) -> str:
     return f"{text}, {stat.st_size} bytes, changed at {stat.st_mtime_ns} ns"
 
 
-def _unchanged(blocks: Iterator[tuple[Any, ...]], movie: Frames, before: str) -> Iterator[tuple[Any, ...]]:
+def _unchanged(blocks: Iterator[tuple[Any, ...]], movie: Frames, before: str) -> Generator[tuple[Any, ...]]:
     """The blocks; ProgressMismatch after them where the movie is not what it was before."""
     yield from blocks
     now = movie_identity(movie)

@@ -1,6 +1,6 @@
 """Frames of a movie, read and checked some at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,11 +42,20 @@ def frame_blocks(
 ) -> Iterator[tuple[int, Tensor]]:
     """Frames `start` … `stop` − 1 in blocks: (index of a block's first frame, (n, H, W) ADU).
 
-    frames, pixels: limits of a block, which has at least one frame.
+    frames, pixels: limits of a block, see `block_ranges`.
     """
-    size = max(1, min(frames, pixels // (movie.shape[1] * movie.shape[2])))
+    for first, last in block_ranges(movie.shape, start, stop, frames, pixels):
+        yield first, read_frames(movie, camera, first, last)
+
+
+def block_ranges(shape: Sequence[int], start: int, stop: int, frames: int, pixels: int) -> Iterator[tuple[int, int]]:
+    """The blocks of frames `start` … `stop` − 1: index of the first frame, and of the one after the last.
+
+    shape: (T, H, W) of the movie. frames, pixels: limits of a block, which has at least one frame.
+    """
+    size = max(1, min(frames, pixels // (shape[1] * shape[2])))
     for first in range(start, stop, size):
-        yield first, read_frames(movie, camera, first, min(first + size, stop))
+        yield first, min(first + size, stop)
 
 
 def read_frames(movie: Frames, camera: Camera, first: int, last: int) -> Tensor:

@@ -71,8 +71,7 @@ def localize_with_uncertainty(
     estimate = frame_estimator(network, camera, (height, width), window, precision)
 
     def blocks() -> Iterator[tuple[int, pd.DataFrame, np.ndarray]]:
-        many = FRAMES_AT_ONCE if exact is None else EXACT_AT_ONCE  # a sweep of few chains takes as long as of a hundred
-        for first, adu in frame_blocks(movie, camera, start, stop, many, PIXELS_AT_ONCE):
+        for first, adu in frame_blocks(movie, camera, start, stop, *block_limits(exact)):
             y = torch.cat([estimate(frame[None]) for frame in adu])  # (n, 1, f·H, f·W)
             matches = Matches(find_peaks(y, network, first, threshold, min_mass), network, settings, exact is not None)
             moments = Moments(y, network.factor)
@@ -87,6 +86,12 @@ def localize_with_uncertainty(
             yield first + len(adu), matches.table(), sums
 
     return blocks()  # not a generator itself, so that bad arguments raise now and not at the first block
+
+
+def block_limits(exact: ExactSettings | None) -> tuple[int, int]:
+    """The most frames and pixels of a block."""
+    # a sweep of few chains takes as long as of a hundred
+    return FRAMES_AT_ONCE if exact is None else EXACT_AT_ONCE, PIXELS_AT_ONCE
 
 
 class Moments:
