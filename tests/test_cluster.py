@@ -1,4 +1,4 @@
-"""Workers give the table of one process with one thread, to the last bit, whoever dies; and what is wrong with them is told."""
+"""Workers give the table of one process with one thread, to the last bit; and what is wrong with them is told."""
 
 import os
 import re
