@@ -49,7 +49,8 @@ SCALES = ("constant", "convolution", "reader")
 LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, about 7 px
 FITTED = "v-constant-fit"  # sees the fit of the peaks of ŷ to the frame beside ŷ: as a KDE, and its sd by the curvature
 ABOUT_FIT = "v-fit"  # sees the fit too, and is centred on it and scaled by its sd
-VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED, ABOUT_FIT]
+BOTH = "v-both"  # the same, with a scale that is no less than the distance of fit and ŷ, and without attention
+VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED, ABOUT_FIT, BOTH]
 FIT_FLOOR = 0.02  # scale where the fit knows of nothing: about the sd of the halo of a lone molecule
 LOWEST_PEAK, FIT_STEPS = 0.25, 12  # of ŷ that is fitted; of the fit
 MEAN_PHOTONS = 1050.0
@@ -111,11 +112,21 @@ class PlainScale(nn.Module):
 
 
 class FitScale(nn.Module):
-    """Centre and scale that the fit gives: its KDE, and the KDE's sd by the curvature; nothing is trained."""
+    """Centre and scale that the fit gives: its KDE, and the KDE's sd by the curvature; nothing is trained.
+
+    both: the scale has the distance from ŷ too. Where the fit is wrong, ŷ tells: it was trained to be right on average.
+    """
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.both = both
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         centre, sd = condition[:, -2:].float().chunk(2, 1)
-        return centre, (sd.square() + FIT_FLOOR**2).sqrt()
+        variance = sd.square() + FIT_FLOOR**2
+        if self.both:
+            variance = variance + (centre - condition[:, :1]).square()
+        return centre, variance.sqrt()
 
 
 class Variant(ConditionalDiffusion):
@@ -126,17 +137,17 @@ class Variant(ConditionalDiffusion):
         super().__init__("whitened", "noise" if self.predicted == "noise" else "v", **architecture)
         assert self.reader is not None
         shipped = self.architecture
-        if name == LOCAL:
-            self.unet.attention = nn.Identity()  # type: ignore[assignment]
         if self.scaled == "constant":
             self.reader = Constant(image=self.predicted == "noise")  # type: ignore[assignment]
         elif self.scaled == "convolution":
             self.reader = PlainScale(4 if self.frame else 1, shipped["reading"], self.floor)  # type: ignore[assignment]
-        elif self.scaled == "fit":
-            self.reader = FitScale()  # type: ignore[assignment]
-        self.fitted = name in (FITTED, ABOUT_FIT)
+        elif self.scaled in ("fit", "both"):
+            self.reader = FitScale(self.scaled == "both")  # type: ignore[assignment]
+        self.fitted = name in (FITTED, ABOUT_FIT, BOTH)
         if self.fitted:
             self.unet = UNet(self.unet.architecture["inputs"] + 2, 1, tuple(shipped["channels"]), shipped["blocks"])
+        if name in (LOCAL, BOTH):
+            self.unet.attention = nn.Identity()  # type: ignore[assignment]
 
     def condition(self, estimate: Tensor, frame: Tensor | None = None, frame_given: Tensor | None = None) -> Tensor:
         condition = super().condition(estimate, frame, frame_given)
