@@ -23,7 +23,7 @@ from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
 from smlmtut import figures, notebook
 from smlmtut.networks.unet import SelfAttention
-from tools import api_page, pdf, pdf_pages, pdf_tables
+from tools import api_page, pdf, pdf_appendix, pdf_pages, pdf_tables, pdf_tree
 from tools.run_chapters import ROOT
 
 
@@ -176,12 +176,12 @@ def labels(tree: Any) -> list[str]:
 def test_the_answers_of_a_self_test_stand_in_the_appendix_with_links_both_ways():
     question = dropdown("1. How?", nodes.paragraph("", "Text"), dropdown("Answer", nodes.paragraph("", "So")))
     tree = document(question, dropdown("Proof", nodes.paragraph("", "Long")))
-    (answer,) = pdf_pages.take_answers(tree, "notebooks/01_a")
+    (answer,) = pdf_appendix.take_answers(tree, "notebooks/01_a")
     assert "So" in answer.astext() and "So" not in tree.astext()
     assert "1. How?" in tree.astext() and "Text" in tree.astext()
     assert links(tree) == labels(answer) and links(answer) == labels(tree)
-    assert len(list(tree.findall(pdf_pages.is_dropdown))) == 1  # the proof is no question
-    (asked,) = tree.findall(lambda node: pdf_tables.has(node, "question"))
+    assert len(list(tree.findall(pdf_tree.is_dropdown))) == 1  # the proof is no question
+    (asked,) = tree.findall(lambda node: pdf_tree.has(node, "question"))
     assert asked.astext() == "1. How?\n\nText\n\nAnswer, page \\pageref{\\detokenize{notebooks/01_a:pdf-answer-1}}"
 
 
@@ -191,19 +191,19 @@ def test_a_solution_stands_in_the_appendix_and_its_exercise_leads_there(tmp_path
         "", nodes.title("", "Solution"), nodes.paragraph("", "Four"), label="sol", target_label="ex-half"
     )
     tree = document(nodes.section("", exercise, solution), page="notebooks/01_a")
-    pdf_pages.add_appendix(app(tmp_path), tree)
+    pdf_appendix.add_appendix(app(tmp_path), tree)
     chapter, appendix, _ = tree.children
     assert "Four" not in chapter.astext() and "Four" in appendix.astext()
     assert links(exercise) == ["%notebooks/01_a#sol"] and "%notebooks/01_a#ex-half" in labels(chapter)
     assert exercise[-2].astext() == "\\nopagebreak"
-    pdf_pages.unbox_solutions(app(tmp_path), tree)
+    pdf_appendix.unbox_solutions(app(tmp_path), tree)
     assert labels(appendix) == ["%notebooks/01_a#sol"] and not list(tree.findall(solution_node))
 
 
 def test_closed_boxes_stand_open():
     tree = document(dropdown("Proof", nodes.paragraph("", "Long")))
     pdf_pages.open_boxes(tree)
-    (box,) = tree.findall(lambda node: pdf_tables.has(node, "folded"))
+    (box,) = tree.findall(lambda node: pdf_tree.has(node, "folded"))
     assert [type(child) for child in box] == [nodes.paragraph, nodes.raw, nodes.paragraph]
     assert [child.astext() for child in box] == ["Proof", "\\nopagebreak", "Long"]
 
@@ -262,7 +262,7 @@ def test_a_name_in_code_may_break_after_points_and_underscores_only():
     ],
 )
 def test_a_formula_in_a_heading_has_a_text_for_the_outline(formula, text):
-    assert pdf_tables.plain(formula) == text
+    assert pdf_tree.plain(formula) == text
 
 
 def test_pictures_keep_150_dots_an_inch_and_stay_within_the_text(tmp_path):

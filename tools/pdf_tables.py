@@ -1,50 +1,15 @@
-"""Tables of the print: data frames as tables, columns as wide as their texts ask for, pages that break well.
-
-Also the few words in which `pdf_pages` and this module speak of a document.
-"""
+"""Tables of the print: data frames as tables, columns as wide as their texts ask for, pages that break well."""
 
 import re
-import unicodedata
-from contextlib import suppress
 from html.parser import HTMLParser
-from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.builders.latex.nodes import math_reference
 
+from tools.pdf_tree import drop, every, has, latex, plain
+
 ROOM = 98  # letters that a line of a table holds
-
-
-def latex(text: str) -> nodes.raw:
-    """Text for LaTeX as it stands."""
-    return nodes.raw("", text, format="latex")
-
-
-def has(node: nodes.Node, name: str) -> bool:
-    """Whether an element has a class."""
-    return isinstance(node, nodes.Element) and name in node.get("classes", [])
-
-
-def every(tree: nodes.Node, condition: Any) -> list[Any]:
-    """All elements of a class, or of which a condition is true; a list, since the tree changes on the way."""
-    return list(tree.findall(condition))
-
-
-def drop(node: nodes.Element) -> None:
-    """Take an element out of its parent."""
-    assert node.parent is not None
-    node.parent.remove(node)
-
-
-def plain(formula: str) -> str:
-    """A short formula as text, for the outline of the PDF: ŷ and σ for \\hat y and \\sigma."""
-    text = re.sub(r"\\(?:hat|tilde)\s*\{?(\w)\}?", lambda found: found[1] + "\u0302", formula)
-    for name in re.findall(r"\\([a-z]+)", text):
-        with suppress(KeyError):
-            text = text.replace(f"\\{name}", unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}"))
-    text = text.replace("\\mid", "|")
-    return unicodedata.normalize("NFC", re.sub(r"\\[a-zA-Z]+|[\\{}$^_]", "", text))
 
 
 class _Rows(HTMLParser):
