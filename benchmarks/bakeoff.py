@@ -102,12 +102,17 @@ def read_class(folder: Path | None, part: str, kind: str, phi: torch.nn.Module) 
     )
 
 
+def autocast() -> torch.autocast:
+    """The precision that this processor computes fastest in."""
+    kind = AUTOCAST[best_precision(torch.device("cpu"))]
+    return torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None)
+
+
 def diffusion(network: torch.nn.Module, given_frame: bool = True) -> Method:
     """A conditional diffusion model, given ŷ and, if it takes them, the frame."""
-    kind = AUTOCAST[best_precision(torch.device("cpu"))]
 
     def draw(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
-        with torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None):
+        with autocast():
             frame = frames.inputs if given_frame else None
             return sample_kde(network, frames.estimate, samples, generator, frame).float()  # type: ignore[arg-type]
 
@@ -115,11 +120,10 @@ def diffusion(network: torch.nn.Module, given_frame: bool = True) -> Method:
 
 
 def rival(network: torch.nn.Module) -> Method:
-    """A network that draws whole images by itself, in the precision that the diffusion model has."""
-    kind = AUTOCAST[best_precision(torch.device("cpu"))]
+    """A network that draws whole images by itself."""
 
     def draw(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
-        with torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None):
+        with autocast():
             return network.sample(frames.estimate, frames.inputs, samples, generator)  # type: ignore[operator]
 
     return draw

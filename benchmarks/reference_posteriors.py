@@ -3,6 +3,7 @@
     python benchmarks/reference_posteriors.py make --folder runs/reference           # resumable; hours on one core
     python benchmarks/reference_posteriors.py make --folder runs/held --seed 12345   # a part that nobody has seen
     python benchmarks/reference_posteriors.py report --folder runs/reference         # kept, left out, certificates
+    python benchmarks/reference_posteriors.py jumps                                  # what jumps to the modes buy
 
 `benchmarks/protocol.md` says what the classes are and what a frame must fulfil to be kept. Each part of the folder is
 one file of PART frames; a run that is killed goes on with the parts that it was drawing. TOGETHER of them share their
@@ -292,14 +293,41 @@ def path_of(folder: Path, job: tuple[str, str, int, int]) -> Path:
     return folder / f"{part}-{name}-{k:02d}.npz"
 
 
+def what_jumps_are_worth(kinds: list[str]) -> None:
+    """The chains of the first attempt without and with jumps, on the first dev frames of a class, in one run."""
+    print("| class | effective size per CPU second, with jumps over without: median, least, most | kept | p(K) apart |")
+    print("|---|---|---|---|")
+    for name in kinds:
+        place = 1000 * list(KINDS).index(name)
+        frames = make_part(name, PART, step_generator(SEEDS["dev"], place))
+        speed, good, shares = [], [], []
+        for jumps in (False, True):
+            began = time.process_time()
+            draws = run_chains(frames, KINDS[name], 1, step_generator(0, place), jumps)
+            spent = time.process_time() - began
+            notes = [certificate(draws, i, *moments(draws, i)) for i in range(PART)]
+            speed.append(np.array([note["size"] / spent for note in notes]))
+            good.append(sum(not why_not(note) for note in notes))
+            number = torch.stack([inside_count(draws, i).flatten() for i in range(PART)])
+            shares.append(torch.stack([(number == k).double().mean(1) for k in range(KINDS[name].most + 1)], 1))
+        ratio = speed[1] / speed[0]
+        apart = float((shares[1] - shares[0]).abs().amax(1).square().mean().sqrt())
+        middle = f"{np.median(ratio):.1f}, {ratio.min():.1f}, {ratio.max():.1f}"
+        print(f"| {name} | {middle} | {good[0]} and {good[1]} of {PART} | {apart:.3f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("command", choices=["make", "report"])
+    parser.add_argument("command", choices=["make", "report", "jumps"])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--seed", type=int, help="of a held part; none: dev and test")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=["lone", "pair", "sparse"], help="of jumps")
     given = parser.parse_args()
-    if given.command == "make":
+    if given.command == "jumps":
+        torch.set_num_threads(given.threads)
+        what_jumps_are_worth(given.kinds)
+    elif given.command == "make":
         make(given.folder, given.seed, given.threads)
     else:
         report(given.folder)

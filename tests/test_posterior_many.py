@@ -291,6 +291,11 @@ X = torch.full((2, 6, 6), 4.0)
         (lambda: chain_posterior(X, [1.0], generator(1), draws=2), ("draws", "at least 4", "2")),
         (lambda: chain_posterior(X, [1.0], generator(1), thin=0), ("thin", "at least 1", "0")),
         (lambda: chain_posterior(X, [1.0], generator(1), burn_in=-1), ("burn_in", "at least 0", "-1")),
+        (
+            lambda: chain_posterior(X, [1.0], generator(1), prior=Prior(sigma=1.0), jumps=True),
+            ("prior", "intervals", "1.0"),
+        ),
+        (lambda: chain_posterior(X, [1.0], generator(1), prior=Prior(position=(2.0, 2.0, 1.0)), jumps=True), ("disc",)),
         (lambda: count_prior(-1, (6, 6)), ("most", "at least 0", "-1")),
         (lambda: count_prior(2, (6, 6), 0.0), ("density", "positive", "0")),
         (lambda: count_prior(2, (6, 6), margin=-1.0), ("margin", "not negative", "-1")),

@@ -22,7 +22,7 @@ from ..imaging.psf import Emitters
 from ..imaging.scenes import DENSITY
 from . import convergence
 from .chains import Chains, Target
-from .mode_search import Problem
+from .mode_search import Problem, limits_of
 from .normal_modes import NormalModes, two_searches
 from .one import Prior
 from .sweeps import keep_memory, run, target_of
@@ -207,8 +207,8 @@ def chain_posterior(
     Runs on the generator's device (tested on the CPU only). The same generator state and the same arguments give the
     same draws.
     Raises ValueError for a wrong shape, a value that is not finite, x' < 0 without read noise, or a p(K) that is
-    negative, does not sum to 1, or has a 0 between two others, which the chains could not cross; or a start that the
-    prior does not allow.
+    negative, does not sum to 1, or has a 0 between two others, which the chains could not cross; a start that the
+    prior does not allow; or jumps with another prior or device than they take.
     """
     frames = tensor("frames", finite("frames", frames), 3)
     shape = image_shape("frames", (frames.shape[1], frames.shape[2]))
@@ -270,9 +270,9 @@ def _first(start: Emitters, target: Target) -> Tensor:
 
 def _modes(frames: Tensor, variance: Tensor, prior: Prior, counts: Tensor, start: Tensor | None) -> NormalModes:
     """The modes of frames; start (B, E, 3) or None."""
-    limits = prior.bounds((frames.shape[1], frames.shape[2]))
-    if prior.disc or not bool((limits[:, 0] < limits[:, 1]).all()):
-        raise ValueError(f"prior must have intervals for all parameters and no disc for jumps, got {prior}")
+    limits = limits_of(prior, (frames.shape[1], frames.shape[2]))
+    if frames.device.type != "cpu":
+        raise ValueError(f"generator must be of the CPU for jumps, got one of {frames.device}")
     table = torch.zeros(len(frames), 1, 3, dtype=torch.float64) if start is None else start
     u, v, photons = table.unbind(2)
     return two_searches(Problem(frames, variance, counts.log(), limits), Emitters(u, v, photons, photons > 0))[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..estimation.joint import JointFit, fit_emitters
 from ..imaging.psf import Emitters, pixel_integral_fast
+from .one import Prior
 
 SAME = 0.02  # modes with as many emitters whose deviances differ by less are one
 FAR = 0.7  # px: sd of a position under q where the frame hardly tells it, as that of two on top of each other
@@ -72,6 +73,14 @@ class Problem:
         """Σ x' log ω' − ω': (R, S)."""
         counts = (self.frames + self.variance)[rows][:, None]
         return (counts * rate.log() - rate).sum((-2, -1))
+
+
+def limits_of(prior: Prior, shape: tuple[int, int]) -> Tensor:
+    """Ends (5, 2) of a prior for frames (H, W). ValueError unless all its parameters have intervals."""
+    limits = prior.bounds(shape)
+    if prior.disc or not bool((limits[:, 0] < limits[:, 1]).all()):
+        raise ValueError(f"prior must have intervals for all parameters and no disc, got {prior}")
+    return limits
 
 
 def grown(problem: Problem) -> list[Tensor]:

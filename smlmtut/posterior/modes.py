@@ -16,7 +16,7 @@ from torch import Tensor
 from .._validate import finite, floating, instance, non_negative, tensor, whole
 from ..imaging.psf import Emitters
 from .many import _count_probabilities
-from .mode_search import Problem
+from .mode_search import Problem, limits_of
 from .normal_modes import NormalModes, two_searches
 from .one import Prior
 
@@ -86,9 +86,7 @@ def mode_posterior(
         )
     log_count = _count_probabilities(counts).cpu().log()
     given = Prior() if prior is None else instance("prior", prior, Prior)
-    limits = given.bounds((frames.shape[1], frames.shape[2]))
-    if given.disc or not bool((limits[:, 0] < limits[:, 1]).all()):
-        raise ValueError(f"prior must have intervals for all parameters and no disc, got {given}")
+    limits = limits_of(given, (frames.shape[1], frames.shape[2]))
     for name, value in (("samples", samples), ("draws", draws), ("rounds", rounds), ("beam", beam)):
         whole(name, value)
     if len(instance("start", start, Emitters)) != len(frames):

@@ -178,9 +178,7 @@ def _in_order(mode: Tensor, theta: Tensor, number: Tensor) -> Tensor:
     """Whether each emitter of modes (M, P) takes that of theta (M, P) with its own place: (M,)."""
     far = _distances(mode, theta)
     slots = torch.arange(far.shape[1])
-    later = (slots > slots[:, None]) & (
-        slots < number[:, None, None]
-    )  # the emitters that are left for each of the mode
+    later = (slots > slots[:, None]) & (slots < number[:, None, None])  # those that are left when its turn comes
     nearest = torch.where(later, far, math.inf).amin(2)
     return ((far.diagonal(dim1=1, dim2=2) <= nearest) | (slots >= number[:, None])).all(1)
 
