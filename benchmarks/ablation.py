@@ -18,28 +18,24 @@ Both are proved in the tests, from the formulas of their papers. So all run thro
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import bakeoff
+from benchmarks.reader import SCALE_AT_START, Reader
+from smlmtut.diffusion.process import denoising_error, q_sample
 from smlmtut.diffusion.schedule import NoiseSchedule
-from smlmtut.estimation.joint import JointFit, fit_emitters
-from smlmtut.imaging.first_guess import peak_emitters
-from smlmtut.imaging.kde import kde_image, to_super_resolved
 from smlmtut.networks import pretrained, recipes, training
-from smlmtut.networks.cddpm import MOLECULES, STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms
+from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms, pixel_weight
 from smlmtut.networks.checkpoint import read_average
+from smlmtut.networks.condition import FACTOR, FLOOR, Condition, fitted_kde
 from smlmtut.networks.deepstorm import Convolution
-from smlmtut.networks.inputs import input_electrons
 from smlmtut.networks.settings import Draw, TrainingSettings
 from smlmtut.networks.unet import UNet
-from smlmtut.networks.whitening import SCALE_AT_START
 
 DATA_SD = 0.034  # rms of y − ŷ over the training frames: the constant scale
 # EDM's ln σ is N(−1.2, 1.2²) for data of sd 0.5, so for data of sd 1 it is
@@ -49,11 +45,11 @@ SCALES = ("constant", "convolution", "reader")
 LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, about 7 px
 FITTED = "v-constant-fit"  # sees the fit of the peaks of ŷ to the frame beside ŷ: as a KDE, and its sd by the curvature
 ABOUT_FIT = "v-fit"  # sees the fit too, and is centred on it and scaled by its sd
-BOTH = "v-both"  # the same, with a scale that is no less than the distance of fit and ŷ, and without attention
+# The same, with a scale that is no less than the distance of fit and ŷ, and without attention. It is the form that
+# ships, which gets neither the fit's images twice nor the reader's start of the random weights.
+BOTH = "v-both"
 VARIANTS = [*(f"{p}-{s}" for p in PREDICTED for s in SCALES), LOCAL, FITTED, ABOUT_FIT, BOTH]
-FIT_FLOOR = 0.02  # scale where the fit knows of nothing: about the sd of the halo of a lone molecule
-LOWEST_PEAK, FIT_STEPS = 0.25, 12  # of ŷ that is fitted; of the fit
-MEAN_PHOTONS = 1050.0
+INPUTS, FEATURES, CHANNELS = 4, 64, (32, 64)  # images of the condition; features of the reader, and of the U-Net
 
 
 def draw_levels(predicted: str, batch: int, generator: torch.Generator) -> Tensor:
@@ -123,71 +119,51 @@ class FitScale(nn.Module):
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         centre, sd = condition[:, -2:].float().chunk(2, 1)
-        variance = sd.square() + FIT_FLOOR**2
+        variance = sd.square() + FLOOR**2
         if self.both:
             variance = variance + (centre - condition[:, :1]).square()
         return centre, variance.sqrt()
 
 
 class Variant(ConditionalDiffusion):
-    """One of VARIANTS; everything but what its name says is that of the shipped model."""
+    """One of VARIANTS; everything but what its name says is the same in all."""
 
-    def __init__(self, name: str, **architecture: Any) -> None:
+    def __init__(self, name: str) -> None:
         self.predicted, self.scaled = name.split("-")[:2]
-        super().__init__("whitened", "noise" if self.predicted == "noise" else "v", **architecture)
-        assert self.reader is not None
-        shipped = self.architecture
-        if self.scaled == "constant":
-            self.reader = Constant(image=self.predicted == "noise")  # type: ignore[assignment]
-        elif self.scaled == "convolution":
-            self.reader = PlainScale(4 if self.frame else 1, shipped["reading"], self.floor)  # type: ignore[assignment]
-        elif self.scaled in ("fit", "both"):
-            self.reader = FitScale(self.scaled == "both")  # type: ignore[assignment]
+        super().__init__(kind="noise" if self.predicted == "noise" else "v")
+        self.reader = {
+            "constant": lambda: Constant(image=self.predicted == "noise"),
+            "convolution": lambda: PlainScale(INPUTS, FEATURES, FLOOR),
+            "reader": lambda: Reader(INPUTS, FEATURES, FLOOR),
+        }.get(self.scaled, lambda: FitScale(self.scaled == "both"))()
         self.fitted = name in (FITTED, ABOUT_FIT, BOTH)
-        if self.fitted:
-            self.unet = UNet(self.unet.architecture["inputs"] + 2, 1, tuple(shipped["channels"]), shipped["blocks"])
-        if name in (LOCAL, BOTH):
-            self.unet.attention = nn.Identity()  # type: ignore[assignment]
+        inputs = 1 + INPUTS + 3 + 2 * self.fitted  # z_t; √ŷ, centre and scale; the fit's KDE and its sd
+        self.unet = UNet(inputs, 1, CHANNELS, attention=name not in (LOCAL, BOTH))
 
-    def condition(self, estimate: Tensor, frame: Tensor | None = None, frame_given: Tensor | None = None) -> Tensor:
-        condition = super().condition(estimate, frame, frame_given)
-        if not self.fitted:
-            return condition
+    def condition(self, estimate: Tensor, frame: Tensor | None = None) -> Condition:
         assert frame is not None
-        return torch.cat([condition, *fit_images(estimate, frame)], 1)
+        fine = F.interpolate(frame, scale_factor=float(FACTOR), mode="bicubic")
+        known = torch.cat([estimate, fine, torch.ones_like(estimate)], 1)
+        if self.fitted:
+            known = torch.cat([known, *fitted_kde(estimate, frame)], 1)
+        centre, scale = self.reader(known)
+        root = estimate.clamp(min=0).sqrt()
+        images = [known, root, centre.detach(), scale.detach() / SCALE_AT_START]
+        return Condition(centre, scale, torch.cat(images, 1))
 
     def loss_terms(self, batch: DiffusionBatch) -> LossTerms:
-        terms = super().loss_terms(batch)
-        weight = terms.weight
+        """The squared error of ν, and what a trained centre and scale need beside it: −ln N(y; centre, scale²)."""
+        condition = self.condition(batch.estimate, batch.frame)
+        z = (batch.kde - condition.centre) / condition.scale
+        surprise = condition.scale.log() + z.square() / 2
+        known = condition._replace(centre=condition.centre.detach(), scale=condition.scale.detach())
+        z_t = q_sample(z.detach(), batch.gamma, batch.noise)
+        output = self._predict(z_t, batch.gamma, known.inputs)
+        error = denoising_error(self.kind, output, z.detach(), batch.noise, batch.gamma)
+        weight = pixel_weight(batch.estimate, known.scale)
         if self.scaled == "constant":  # whose size would only change the learning rate
-            molecules = batch.estimate.clamp(min=0).sum((1, 2, 3), keepdim=True) / (2 * torch.pi)
-            weight = (MOLECULES / (1 + molecules)).expand_as(weight)
-        return LossTerms(terms.squared_error * level_weight(self.predicted, batch.gamma), terms.nll, weight)
-
-
-@torch.no_grad()
-def fit_images(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """The KDE of the emitters that fit the frame best, searched from the peaks of ŷ, and its sd; (B, 1, fH, fW)."""
-    with torch.autocast(estimate.device.type, enabled=False):
-        electrons, variance = input_electrons(frame)
-        start = peak_emitters(estimate, threshold=LOWEST_PEAK, photons=MEAN_PHOTONS)
-        fit = fit_emitters(electrons, start, variance, max_iterations=FIT_STEPS)
-        return kde_image(fit.emitters, (frame.shape[2], frame.shape[3])), kde_sd(fit, frame.shape[2:])
-
-
-def kde_sd(fit: JointFit, shape: Sequence[int]) -> Tensor:
-    """Standard deviation of the fit's KDE, to first order in the errors of the positions: (B, 1, fH, fW)."""
-    f, covariance = ConditionalDiffusion.factor, fit.covariance().float()
-    u, v = (to_super_resolved(place, f)[..., None] for place in (fit.emitters.u, fit.emitters.v))  # (B, E, 1)
-    off_v, off_u = (torch.arange(f * n, dtype=torch.float32) - place for n, place in zip(shape, (v, u), strict=True))
-    k_v, k_u = (-off_v.square()).exp(), (-off_u.square()).exp()  # squares of the kernel's factors, of sd 1
-    uu, vv, uv = (
-        f**2 * covariance[:, i:-2:3, j:-2:3].diagonal(dim1=1, dim2=2) * fit.emitters.mask
-        for i, j in ((0, 0), (1, 1), (0, 1))
-    )  # (B, E) in super-resolved pixels²
-    terms = [(uu, k_v, off_u**2 * k_u), (vv, off_v**2 * k_v, k_u), (2 * uv, off_v * k_v, off_u * k_u)]
-    variance = sum(torch.einsum("be,beh,bew->bhw", weight, rows, columns) for weight, rows, columns in terms)
-    return variance.clamp(min=0).sqrt()[:, None]  # type: ignore[union-attr]
+            weight = pixel_weight(batch.estimate, torch.full_like(z, SCALE_AT_START))
+        return LossTerms(error * level_weight(self.predicted, batch.gamma) + surprise, weight)
 
 
 def batches(name: str, base: Draw) -> Draw:
@@ -197,7 +173,7 @@ def batches(name: str, base: Draw) -> Draw:
         drawn = base(batch, generator)
         assert isinstance(drawn, DiffusionBatch)
         gamma = draw_levels(name.split("-")[0], batch, generator)
-        return drawn._replace(gamma=gamma, frame_given=torch.ones_like(drawn.frame_given))
+        return drawn._replace(gamma=gamma)
 
     return draw
 
@@ -206,7 +182,8 @@ def made(name: str, seed: int) -> Variant:
     """The variant as it is before training: the U-Net starts with the same weights in all of them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        start = ConditionalDiffusion().unet.state_dict()
+        Reader(INPUTS, FEATURES, FLOOR)  # takes its random numbers before the U-Net, as it did when it shipped
+        start = UNet(1 + INPUTS + 3, 1, CHANNELS, attention=True).state_dict()
         network = Variant(name)
     own = network.unet.state_dict()
     network.unet.load_state_dict({key: start[key] if start[key].shape == x.shape else x for key, x in own.items()})

@@ -1,6 +1,7 @@
 """Frames with draws from their exact posterior, made once and kept: what the bake-off of chapter 10 is judged by.
 
     python benchmarks/reference_posteriors.py make --folder runs/reference           # resumable; hours on one core
+    python benchmarks/reference_posteriors.py make --folder runs/reference --part test
     python benchmarks/reference_posteriors.py make --folder runs/held --seed 12345   # a part that nobody has seen
     python benchmarks/reference_posteriors.py report --folder runs/reference         # kept, left out, certificates
     python benchmarks/reference_posteriors.py jumps                                  # what jumps to the modes buy
@@ -261,10 +262,10 @@ def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
     return [(part, *rest) for part, _, *rest in sorted(out)]
 
 
-def make(folder: Path, seed: int | None, threads: int) -> None:
+def make(folder: Path, seed: int | None, threads: int, only: str | None = None) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs(seed) if not path_of(folder, job).exists()]
+    missing = [job for job in jobs(seed) if only in (None, job[0]) and not path_of(folder, job).exists()]
     while missing:
         part, name = missing[0][:2]
         some = [job for job in missing if job[:2] == (part, name)][:TOGETHER]
@@ -321,6 +322,7 @@ def main() -> None:
     parser.add_argument("command", choices=["make", "report", "jumps"])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--seed", type=int, help="of a held part; none: dev and test")
+    parser.add_argument("--part", choices=list(SEEDS), help="the only one that is made; none: both")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=["lone", "pair", "sparse"], help="of jumps")
     given = parser.parse_args()
@@ -328,7 +330,7 @@ def main() -> None:
         torch.set_num_threads(given.threads)
         what_jumps_are_worth(given.kinds)
     elif given.command == "make":
-        make(given.folder, given.seed, given.threads)
+        make(given.folder, given.seed, given.threads, given.part)
     else:
         report(given.folder)
 

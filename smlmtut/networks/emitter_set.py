@@ -78,7 +78,7 @@ class EmitterSet(Rival):
 
     def read_emitters(self, estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """logit of p (B, K), and means and sds of u, v (px) and N (THOUSAND photons), (B, K, 3) each, K = H · W."""
-        read = self.read(estimate, frame)
+        _, read = self.read(estimate, frame)
         with torch.autocast(estimate.device.type, enabled=False):  # bf16 would round places to a hundredth of a pixel
             images = self.head(F.pixel_unshuffle(read, self.factor))  # (B, 7, H, W)
         logit, place, photons, sd = images.split([1, 2, 1, 3], 1)

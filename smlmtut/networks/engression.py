@@ -9,25 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._validate import whole
-from .cddpm import ConditionalDiffusion, DiffusionBatch
+from .cddpm import DiffusionBatch
+from .condition import SCALE_UNIT
 from .rivals import Rival, frame_weight
-from .whitening import SCALE_AT_START, width_features
 
 WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
 SOFT = 1e-3  # a distance is √(rms² + SOFT²), whose slope is finite at 0; a score with it is proper as well
 
 
 class Engression(Rival):
-    """ŷ + s · U-Net(noise, condition), with one image of noise for each draw, seen in blocks of all sizes."""
+    """centre + scale · U-Net(noise, condition), with one image of noise for each draw, seen in blocks of all sizes."""
 
     def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
         super().__init__(1, channels, blocks, more=1 + len(WINDOWS))
 
     def draw(self, estimate: Tensor, frame: Tensor, noise: Tensor) -> Tensor:
         """A draw for each image of noise, (B, 1, fH, fW) both."""
-        condition = ConditionalDiffusion.condition(self, estimate, frame)  # type: ignore[arg-type]
-        images = torch.cat([condition, width_features(estimate), noise, blocks(noise)], 1)
-        return estimate + SCALE_AT_START * self.unet(images, estimate.new_zeros(len(estimate))).float()
+        (centre, scale, _), z = self.read(estimate, frame, noise, blocks(noise))
+        return centre + scale * z
 
     def forward(self, batch: DiffusionBatch) -> Tensor:
         """The energy score of two draws, `windowed_energy`, weighted by `frame_weight`: ().
@@ -36,7 +35,7 @@ class Engression(Rival):
         """
         draws = [self.draw(batch.estimate, batch.frame, torch.randn_like(batch.kde)) for _ in range(2)]
         score = windowed_energy(draws[0], draws[1], batch.kde)
-        return (frame_weight(batch.estimate)[:, 0, 0, 0] * score).mean() / SCALE_AT_START
+        return (frame_weight(batch.estimate)[:, 0, 0, 0] * score).mean() / SCALE_UNIT
 
     @torch.no_grad()
     def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:

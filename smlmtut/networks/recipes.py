@@ -69,7 +69,7 @@ SHIPPED = TrainingSettings(steps=13_000, batch=8, learning_rate=2e-3, warmup=200
 
 
 def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: TrainingSettings | None = None, **architecture) -> Recipe:
-    """The conditional diffusion model of y given phi's ŷ, and given the frame too in half of the rows.
+    """The conditional diffusion model of y given a frame and phi's ŷ.
 
     phi: a trained network, which is not changed. settings: None: those of the shipped weights. architecture:
         arguments of ConditionalDiffusion other than its defaults; PUBLISHED_FORM for the published form.
@@ -87,7 +87,7 @@ SHIPPED_DIFFUSION = TrainingSettings(
     steps=6_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027
 )
 PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
-PUBLISHED_FORM = {"form": "published", "kind": "noise", "frame": False}
+PUBLISHED_FORM = {"form": "published", "kind": "noise", "attention": True}
 
 
 def draw_frames(scene: Scene, shape: tuple[int, int], factor: int, sigma: float) -> Draw:
@@ -124,11 +124,10 @@ def draw_estimates(scene: Scene, shape: tuple[int, int], phi: DeepSTORM) -> Draw
         kde = frames.target(phi.factor, phi.sigma)
         with torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == "bf16"):
             estimate = networks[device](frames.electrons, frames.read_variance).float()
-        given = torch.rand(batch, generator=generator, device=device) < 0.5
         gamma = schedule.draw_gamma(batch, generator).float()
         noise = torch.randn(kde.shape, generator=generator, device=device)
         frame = frame_input(frames.electrons, frames.read_variance)
-        return DiffusionBatch(kde, estimate, frame, given, gamma, noise)
+        return DiffusionBatch(kde, estimate, frame, gamma, noise)
 
     return draw
 

@@ -1,7 +1,7 @@
 """What else could say how uncertain ŷ is: ways from the literature, on the U-Net of the diffusion model.
 
-All see what the diffusion model sees, [x, ŷ], and what its `Reader` computes of ŷ in closed form; the frame is always
-given, and the noise level of the U-Net is held at one value. A rival has two faces: `forward(batch)` is its loss,
+All see what the diffusion model sees, [x, ŷ] and the fit of the frame, and describe z = (y − centre) / scale as it does;
+the noise level of the U-Net is held at one value. A rival has two faces: `forward(batch)` is its loss,
 `sample(estimate, frame, samples, generator)` draws images (B, S, fH, fW), float32. The rivals here describe each pixel
 by itself and draw the pixels independently of each other; only what members, masks or weights change is common to a
 whole image. `emitter_set` draws emitters and not pixels, `engression` whole images in one call; `conformal` corrects
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .._validate import between, positive, whole
-from .cddpm import ConditionalDiffusion, DiffusionBatch, pixel_weight
+from .cddpm import DiffusionBatch, pixel_weight
+from .condition import CHANNELS, FACTOR, SCALE_UNIT, Condition, condition_on
 from .unet import ResidualBlock, UNet
-from .whitening import FEATURES, SCALE_AT_START, width_features
 
-FLOOR = 0.002  # smallest sd of a pixel: over 64 × 64 dark pixels it adds up to 0.13, an eighth of a bright kernel's
+NARROWEST = 0.1  # smallest sd of z, .002 of y in the dark: over 64 × 64 pixels it adds up to an eighth of a kernel's peak
 LEVELS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)  # of the quantiles
 
 
@@ -31,26 +31,26 @@ class Rival(nn.Module):
     outputs: its images. channels, blocks: as in ConditionalDiffusion. more: images that it takes beside the condition.
     """
 
-    frame, factor = True, ConditionalDiffusion.factor  # what `condition` asks for
+    factor = FACTOR
 
     def __init__(self, outputs: int, channels: tuple[int, int] = (32, 64), blocks: int = 1, more: int = 0) -> None:
         super().__init__()
         self.architecture = {"channels": list(channels), "blocks": blocks}
-        self.unet = UNet(4 + FEATURES + more, outputs, channels, blocks)
+        self.unet = UNet(CHANNELS + more, outputs, channels, blocks)
 
-    def read(self, estimate: Tensor, frame: Tensor) -> Tensor:
-        """The trunk's images, (B, outputs, fH, fW) float32, of ŷ (B, 1, fH, fW) and `frame_input` (B, 2, H, W).
+    def read(self, estimate: Tensor, frame: Tensor, *more: Tensor) -> tuple[Condition, Tensor]:
+        """What is known, and the trunk's images (B, outputs, fH, fW) float32; more: images for it.
 
-        Raises ValueError as ConditionalDiffusion.condition does, which makes the first four of its input channels.
+        estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `frame_input`. Raises ValueError as `condition_on` does.
         """
-        condition = ConditionalDiffusion.condition(self, estimate, frame)  # type: ignore[arg-type]
-        images = torch.cat([condition, width_features(estimate)], 1)
-        return self.unet(images, estimate.new_zeros(len(estimate))).float()
+        condition = condition_on(estimate, frame)
+        images = torch.cat([condition.inputs, *more], 1)
+        return condition, self.unet(images, estimate.new_zeros(len(estimate))).float()
 
 
 def frame_weight(estimate: Tensor) -> Tensor:
     """The factor of `pixel_weight` that gives a sparse frame as much weight as a crowded one: (B, 1, 1, 1)."""
-    return pixel_weight(estimate, estimate.new_tensor(SCALE_AT_START))
+    return pixel_weight(estimate, estimate.new_tensor(SCALE_UNIT))
 
 
 def gaussian_loss(y: Tensor, mean: Tensor, sd: Tensor, weight: Tensor) -> Tensor:
@@ -70,9 +70,10 @@ class Gaussian(Rival):
         super().__init__(outputs, channels, blocks)
 
     def moments(self, estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sd of y, (B, 1, fH, fW) each; the sd is FLOOR or more."""
-        shift, scale = self.read(estimate, frame).chunk(2, 1)
-        return estimate + SCALE_AT_START * shift, FLOOR + SCALE_AT_START * F.softplus(scale - 1)
+        """Mean and sd of y, (B, 1, fH, fW) each; the sd is NARROWEST scales or more."""
+        (centre, scale, _), images = self.read(estimate, frame)
+        shift, spread = images.chunk(2, 1)
+        return centre + scale * shift, scale * (NARROWEST + F.softplus(spread))
 
     def forward(self, batch: DiffusionBatch) -> Tensor:
         """−ln N(y; mean, sd²), weighted as the diffusion model's loss is: by the sd, and by 1/(1 + molecules).
@@ -106,15 +107,16 @@ class Quantiles(Rival):
         self.register_buffer("levels", torch.tensor(levels))
 
     def quantiles(self, estimate: Tensor, frame: Tensor) -> Tensor:
-        """(B, K, fH, fW), rising along K. The middle one is ŷ + shift; from it the gaps add up to both sides."""
-        shift, gaps = self.read(estimate, frame).split([1, len(self.levels) - 1], 1)
-        up = F.pad(F.softplus(gaps - 3), (0, 0, 0, 0, 1, 0)).cumsum(1)  # 0 at the lowest level
-        return estimate + SCALE_AT_START * (shift + up - up[:, len(self.levels) // 2, None])
+        """(B, K, fH, fW), rising along K. From the middle one the gaps add up to both sides."""
+        (centre, scale, _), images = self.read(estimate, frame)
+        shift, gaps = images.split([1, len(self.levels) - 1], 1)
+        up = F.pad(F.softplus(gaps - 2), (0, 0, 0, 0, 1, 0)).cumsum(1)  # 0 at the lowest level
+        return centre + scale * (shift + up - up[:, len(self.levels) // 2, None])
 
     def forward(self, batch: DiffusionBatch) -> Tensor:
         """The pinball loss. It needs no weight by the sd: its gradient is the same for every size of an error."""
         loss = pinball(batch.kde, self.quantiles(batch.estimate, batch.frame), self.levels)
-        return (frame_weight(batch.estimate) * loss).mean() / SCALE_AT_START
+        return (frame_weight(batch.estimate) * loss).mean() / SCALE_UNIT
 
     @torch.no_grad()
     def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:
@@ -217,9 +219,9 @@ class SNGP(Gaussian):
     """A network that knows how far an input is from what it was trained on (Liu 2020), with noise of its own.
 
     The convolutions of the residual blocks have spectral norm 1. The last features h of a pixel go through fixed random
-    waves, φ = √(2/D) cos(W h + b), whose products approximate the kernel of a Gaussian process; the mean is
-    ŷ + s φ·β. `accumulate` finds the posterior of the weights β ~ N(0, I) beforehand, given the sd of each pixel:
-    covariance (I + Σ s² φ φᵀ / sd²)⁻¹. A sample draws β once for the image, then the noise of each pixel.
+    waves, φ = √(2/D) cos(W h + b), whose products approximate the kernel of a Gaussian process; the mean of z is
+    φ·β. `accumulate` finds the posterior of the weights β ~ N(0, I) beforehand, given the sd of each pixel:
+    covariance (I + Σ φ φᵀ / sd²)⁻¹. A sample draws β once for the image, then the noise of each pixel.
     hidden: numbers in h. waves: D. Raises ValueError where one of them is below 1.
     """
 
@@ -240,36 +242,37 @@ class SNGP(Gaussian):
         self.register_buffer("phase", 2 * math.pi * torch.rand(waves))
         self.register_buffer("precision", torch.eye(waves, dtype=torch.float64))
 
-    def features(self, estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """φ (B, D, fH, fW) and the sd of the noise (B, 1, fH, fW)."""
-        h, scale = self.read(estimate, frame).split([self.waves.shape[1], 1], 1)
+    def features(self, estimate: Tensor, frame: Tensor) -> tuple[Condition, Tensor, Tensor]:
+        """What is known, φ (B, D, fH, fW), and the sd of the noise of z (B, 1, fH, fW)."""
+        condition, images = self.read(estimate, frame)
+        h, spread = images.split([self.waves.shape[1], 1], 1)
         with torch.autocast(h.device.type, enabled=False):  # bf16 would lose the phase of the waves
             angle = torch.einsum("dc,bchw->bdhw", self.waves, h) + self.phase[:, None, None]
-        return math.sqrt(2 / len(self.phase)) * angle.cos(), FLOOR + SCALE_AT_START * F.softplus(scale - 1)
+        return condition, math.sqrt(2 / len(self.phase)) * angle.cos(), NARROWEST + F.softplus(spread)
 
     def shift(self, phi: Tensor, beta: Tensor) -> Tensor:
-        """s φ·β for S weights of each row, (B, S, D): (B, S, fH, fW), float32."""
+        """φ·β for S weights of each row, (B, S, D): (B, S, fH, fW), float32."""
         with torch.autocast(phi.device.type, enabled=False):
-            return SCALE_AT_START * torch.einsum("bdhw,bsd->bshw", phi, beta)
+            return torch.einsum("bdhw,bsd->bshw", phi, beta)
 
     def moments(self, estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        phi, sd = self.features(estimate, frame)
-        return estimate + self.shift(phi, self.beta.expand(len(phi), 1, -1)), sd
+        (centre, scale, _), phi, sd = self.features(estimate, frame)
+        return centre + scale * self.shift(phi, self.beta.expand(len(phi), 1, -1)), scale * sd
 
     @torch.no_grad()
     def accumulate(self, batch: DiffusionBatch, times: float = 1.0) -> None:
         """Add the pixels of a batch to the precision of β, as if the batch had come `times` times."""
-        phi, sd = self.features(batch.estimate, batch.frame)
-        rows = (SCALE_AT_START * phi / sd).double().movedim(1, -1).flatten(0, -2)  # (pixels, D)
+        _, phi, sd = self.features(batch.estimate, batch.frame)
+        rows = (phi / sd).double().movedim(1, -1).flatten(0, -2)  # (pixels, D)
         self.precision += positive("times", times) * rows.T @ rows
 
     @torch.no_grad()
     def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:
         """(B, S, fH, fW). Raises as Gaussian's does."""
-        phi, sd = self.features(estimate, frame)
+        (centre, scale, _), phi, sd = self.features(estimate, frame)
         size = (len(phi), whole("samples", samples), len(self.beta))
         noise = torch.randn(size, generator=generator, device=phi.device).double()
         root = torch.linalg.cholesky(self.precision)  # L Lᵀ: L⁻ᵀ noise has the covariance (L Lᵀ)⁻¹
         beta = self.beta + torch.linalg.solve_triangular(root.mT, noise.mT, upper=True).mT.float()
-        mean = estimate + self.shift(phi, beta)
-        return independent(mean, sd.expand_as(mean), generator)
+        z = self.shift(phi, beta)
+        return centre + scale * independent(z, sd.expand_as(z), generator)

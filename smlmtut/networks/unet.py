@@ -2,7 +2,7 @@
 
 A 2 × 2 block of super-resolved pixels becomes one pixel with four times the channels, so that most of the work is
 done at half the resolution. At a quarter of the resolution, where a 64 × 64 image has 16 × 16 pixels, every pixel
-attends to every other.
+may attend to every other.
 """
 
 import math
@@ -38,21 +38,21 @@ class UNet(nn.Module):
     """A network from B images and noise levels to B images (Ronneberger 2015).
 
     inputs, outputs: channels of the images. channels: features at half and at a quarter of the resolution.
-    blocks: residual blocks at a quarter of the resolution, before and after the attention. heads: of the attention.
+    blocks: residual blocks at a quarter of the resolution, twice: before and after the attention, if there is one.
+    Without, a pixel sees no farther than the convolutions reach, about 7 camera pixels with one block.
     The weights of the last layer start at 0, and so does the output.
-    Raises ValueError where a number is not a whole one of at least 1, or heads do not divide the features.
+    Raises ValueError where a number is not a whole one of at least 1.
     """
 
     def __init__(
-        self, inputs: int, outputs: int = 1, channels: tuple[int, int] = (32, 64), blocks: int = 1, heads: int = 1
+        self, inputs: int, outputs: int = 1, channels: tuple[int, int] = (32, 64), blocks: int = 1, attention: bool = False
     ) -> None:
         super().__init__()
         fine, coarse = (whole("channels", n) for n in channels)
         inputs, outputs, blocks = whole("inputs", inputs), whole("outputs", outputs), whole("blocks", blocks)
-        if coarse % whole("heads", heads):
-            raise ValueError(f"heads must divide the features {coarse}, got {heads}")
         self.architecture: dict[str, Any] = {
-            "inputs": inputs, "outputs": outputs, "channels": [fine, coarse], "blocks": blocks, "heads": heads,
+            "inputs": inputs, "outputs": outputs, "channels": [fine, coarse], "blocks": blocks,
+            "attention": attention,
         }  # fmt: skip
         size = 4 * fine  # of the embedding in every residual block
         self.time_embedding = nn.Sequential(nn.Linear(EMBEDDING, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
@@ -60,7 +60,7 @@ class UNet(nn.Module):
         self.encoder = ResidualBlock(fine, fine, size)
         self.down = nn.Conv2d(4 * fine, coarse, 1)
         self.middle = nn.ModuleList(ResidualBlock(coarse, coarse, size) for _ in range(2 * blocks))
-        self.attention = SelfAttention(coarse, heads)
+        self.attention = SelfAttention(coarse) if attention else nn.Identity()
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
         self.decoder = nn.ModuleList([ResidualBlock(2 * fine, fine, size), ResidualBlock(fine, fine, size)])
         self.norm = ChannelNorm(fine)
@@ -110,22 +110,18 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention between all pixels: softmax(q kᵀ / √d) v in each head, added to the input (Vaswani 2017)."""
+    """Attention between all pixels: softmax(q kᵀ / √d) v, added to the input (Vaswani 2017)."""
 
-    def __init__(self, features: int, heads: int) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.heads = heads
         self.norm = ChannelNorm(features)
         self.qkv = nn.Conv2d(features, 3 * features, 1)
         self.proj = nn.Conv2d(features, features, 1)
 
     def forward(self, h: Tensor) -> Tensor:
-        batch, features, height, width = h.shape
-        qkv = self.qkv(self.norm(h)).permute(0, 2, 3, 1)  # (B, H, W, 3C)
-        qkv = qkv.reshape(batch, height * width, 3, self.heads, features // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, HW, d) each
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, HW, heads, d)
-        return h + self.proj(attended.reshape(batch, height, width, features).permute(0, 3, 1, 2))
+        q, k, v = self.qkv(self.norm(h)).flatten(2).mT.chunk(3, 2)  # (B, HW, C)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return h + self.proj(attended.mT.unflatten(2, h.shape[2:]))
 
 
 class ChannelNorm(nn.Module):

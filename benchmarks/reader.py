@@ -1,4 +1,6 @@
-"""Centre and scale of every pixel of a KDE as functions of the condition c: E[y | c] and sd[y | c].
+"""Centre and scale of every pixel of a KDE, read off ŷ: a form of the ablation that shipped once.
+
+E[y | c] and sd[y | c] as functions of the condition c, by a network with closed forms for a lone emitter.
 
 The mean of y contains information on its variance. Let y be a kernel of peak 1 and sd 1 whose place is drawn from
 N(m, τ² I). At distance ρ from m,
@@ -16,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._validate import choice, rank
-from .deepstorm import Convolution
+from smlmtut._validate import choice, rank
+from smlmtut.networks.deepstorm import Convolution
 
 SCALE_AT_START = 0.1  # of a kernel's peak, about the sd of y beside an emitter given ŷ of DeepSTORM
 NARROWEST = 1e-3  # smallest τ²: τ = 0.03 super-resolved pixels, far below the error of any position here

@@ -7,7 +7,7 @@ import torch
 
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import Emitters
-from smlmtut.networks.whitening import (
+from benchmarks.reader import (
     FEATURES,
     NARROWEST,
     SCALE_AT_START,
