@@ -425,14 +425,14 @@ def shared_settings():
 def small_diffusion():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return ConditionalDiffusion(channels=(4, 8), reading=4)
+        return ConditionalDiffusion(channels=(4, 8))
 
 
 def draw_diffusion(batch, generator):
     kde, estimate, noise = torch.rand(3, batch, 1, 16, 16, generator=generator)
     frame = torch.rand(batch, 2, 4, 4, generator=generator)
-    given, gamma = torch.rand(2, batch, generator=generator)
-    return DiffusionBatch(kde, estimate, frame, given < 0.5, gamma.clamp(0.1, 0.9), noise)
+    gamma = torch.rand(batch, generator=generator)
+    return DiffusionBatch(kde, estimate, frame, gamma.clamp(0.1, 0.9), noise)
 
 
 SHARED = {
