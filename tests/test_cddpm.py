@@ -1,5 +1,7 @@
 """The conditional model: its change of variables, its loss, and samples of networks that know nothing or all."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from smlmtut.networks.cddpm import (
 )
 from smlmtut.networks.condition import SCALE_UNIT, condition_on
 
-SMALL = {"channels": (8, 16)}
+SMALL: dict[str, Any] = {"channels": (8, 16)}
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -107,8 +107,7 @@ OLD = {new: old for old, new in RENAMED.items()}
 
 
 def test_a_file_with_the_old_names_is_the_same_network_as_one_saved_now(tmp_path):
-    network = ConditionalDiffusion("published", "noise", (4, 8), attention=True).eval()
-    torch.nn.init.normal_(network.unet.head.weight, generator=torch.Generator().manual_seed(1))
+    network = ConditionalDiffusion("published", "noise", (4, 8), attention=True)
     save(network, tmp_path / "now.safetensors")
     now = load_file(tmp_path / "now.safetensors")
     assert now.keys() == network.state_dict().keys()
@@ -116,13 +115,9 @@ def test_a_file_with_the_old_names_is_the_same_network_as_one_saved_now(tmp_path
     assert {part for tensor in before for part in tensor.split(".")} & RENAMED.keys() == RENAMED.keys() - {"read"}
     text = json.dumps(describe(tmp_path / "now.safetensors"))
     save_file(before, tmp_path / "before.safetensors", metadata={"smlmtut": text})
-    estimate, z = torch.rand(2, 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    loaded = [load(tmp_path / f"{name}.safetensors", kind=ConditionalDiffusion) for name in ("now", "before")]
-    for one in loaded:
-        assert all(torch.equal(x, now[name]) for name, x in one.state_dict().items())
-    outputs = [one.denoise(z, torch.tensor([0.5]), estimate) for one in loaded]
-    torch.testing.assert_close(*outputs)  # a tensor's place in a file decides in which order it is summed
-    assert float(outputs[0].abs().max()) > 0.1
+    for name in ("now", "before"):
+        found = load(tmp_path / f"{name}.safetensors", kind=ConditionalDiffusion).state_dict()
+        assert found.keys() == now.keys() and all(torch.equal(x, now[tensor]) for tensor, x in found.items())
 
 
 def test_no_name_of_today_is_an_old_one():
