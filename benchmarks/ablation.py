@@ -42,7 +42,7 @@ DATA_SD = 0.034  # rms of y − ŷ over the training frames: the constant scale
 EDM_MEAN, EDM_SD = -1.2 - math.log(0.5), 1.2
 PREDICTED = ("noise", "v", "edm", "flow")
 SCALES = ("constant", "convolution", "reader")
-LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, about 7 px
+LOCAL = "v-constant-local"  # without attention: no pixel sees farther than the convolutions reach, 8.5 px
 FITTED = "v-constant-fit"  # sees the fit of the peaks of ŷ to the frame beside ŷ: as a KDE, and its sd by the curvature
 ABOUT_FIT = "v-fit"  # sees the fit too, and is centred on it and scaled by its sd
 # The same, with a scale that is no less than the distance of fit and ŷ, and without attention. It is the form that

@@ -65,7 +65,7 @@ class Model:
 
     @property
     def conditions(self) -> dict[str, bool]:
-        return {"ŷ": False} | ({"x, ŷ": True} if self.network.frame else {})
+        return {"x, ŷ": True} if self.network.frame else {"ŷ": False}
 
 
 def exact_one(batch: FrameBatch) -> tuple[Tensor, Tensor]:

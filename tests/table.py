@@ -21,9 +21,9 @@ from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
 from smlmtut.networks import conformal, emitter_set, engression, inputs, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
+from smlmtut.networks.condition import condition_on, fitted_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
-from smlmtut.networks.unet import embed_log_snr
-from smlmtut.networks.whitening import curvature, lone_sd, variance_budget, width_features
+from smlmtut.networks.unet import SelfAttention, embed_log_snr
 from smlmtut.posterior import convergence, many, modes, one
 
 CAMERA = Camera(2.0, 100.0, 5.0, saturation=180.0)
@@ -61,9 +61,8 @@ def small_diffusion() -> ConditionalDiffusion:
     """A diffusion model whose output depends on its input, as that of a new one does not; always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        network = ConditionalDiffusion(channels=(8, 8), reading=8)
-        for layer in (network.unet.head, network.reader.head):  # type: ignore[union-attr]
-            torch.nn.init.normal_(layer.weight, std=0.1)
+        network = ConditionalDiffusion(channels=(8, 8))
+        torch.nn.init.normal_(network.unet.head.weight, std=0.1)
     return network
 
 
@@ -376,9 +375,8 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
     phi, diffusion = small_deepstorm().to(device), small_diffusion().to(device)
     y_hat = phi(batch.electrons, batch.read_variance).detach()
     given = frame_input(batch.electrons, batch.read_variance)
-    condition = diffusion.condition(y_hat, given)
-    centre, scale = (x.detach() for x in diffusion.standardize(condition))
-    rows = DiffusionBatch(batch.target(), y_hat, given, some(2) < 0.5, gamma[:2], some(*y_hat.shape))
+    known = diffusion.condition(y_hat, given)
+    rows = DiffusionBatch(batch.target(), y_hat, given, gamma[:2], some(*y_hat.shape))
 
     def gradients(network: torch.nn.Module, loss: Tensor) -> list[Tensor | None]:
         network.zero_grad()
@@ -396,6 +394,13 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         if isinstance(network, rivals.SNGP):
             network.accumulate(data)
         return [found, network.eval().sample(y_hat, given, 2, dice())]
+
+    def attention(h: Tensor) -> list:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            layer = SelfAttention(8).to(device)
+        output = layer(h)
+        return [output, gradients(layer, output.square().sum())]
 
     def ensemble() -> list:
         together = rivals.Ensemble([rival(rivals.Gaussian), rival(rivals.Gaussian, 6)])
@@ -503,11 +508,9 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         # -- networks -------------------------------------------------------------------------------------------
         "deepstorm.DeepSTORM.forward": lambda: gradients(phi, phi(batch.electrons, batch.read_variance).sum()),
         "cddpm.frame_input": lambda: frame_input(batch.electrons, batch.read_variance),
-        "cddpm.pixel_weight": lambda: pixel_weight(y_hat, scale),
-        "cddpm.ConditionalDiffusion.condition": lambda: [diffusion.condition(y_hat), condition],
-        "cddpm.ConditionalDiffusion.denoise": lambda: diffusion.denoise(
-            rows.noise, rows.gamma, diffusion.inputs(condition, centre, scale)
-        ),
+        "cddpm.pixel_weight": lambda: pixel_weight(y_hat, known.scale),
+        "cddpm.ConditionalDiffusion.condition": lambda: diffusion.condition(y_hat, given),
+        "cddpm.ConditionalDiffusion.denoise": lambda: diffusion.denoise(rows.noise, rows.gamma, known.inputs),
         "cddpm.ConditionalDiffusion.forward": lambda: gradients(diffusion, diffusion(rows)),
         "cddpm.ConditionalDiffusion.loss_terms": lambda: diffusion.loss_terms(rows),
         "cddpm.sample_kde": lambda: [
@@ -515,10 +518,9 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
             for sampler in steps.values()
         ],
         "unet.embed_log_snr": lambda: embed_log_snr(gamma),
-        "whitening.curvature": lambda: curvature(y_hat),
-        "whitening.lone_sd": lambda: [lone_sd(y_hat, scale, by) for by in ("slope", "height")],
-        "whitening.variance_budget": lambda: variance_budget(y_hat, 2),
-        "whitening.width_features": lambda: width_features(y_hat),
+        "unet.SelfAttention.forward": lambda: attention(some(2, 8, 4, 6)),
+        "condition.condition_on": lambda: condition_on(y_hat, given),
+        "condition.fitted_kde": lambda: fitted_kde(batch.target(), given),
         "recipes.squared_error": lambda: recipes.squared_error(
             phi, recipes.DeepSTORMBatch(batch.electrons, batch.read_variance, batch.target())
         ),

@@ -15,7 +15,8 @@ from smlmtut._random import step_generator
 from smlmtut.diffusion.process import denoising_error, q_sample, to_x0
 from smlmtut.diffusion.schedule import NoiseSchedule
 from smlmtut.networks import pretrained, recipes
-from smlmtut.networks.cddpm import DiffusionBatch
+from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch
+from smlmtut.networks.condition import FLOOR, condition_on, fitted_kde
 
 
 def normal(*shape, seed=0):
@@ -76,11 +77,7 @@ def test_all_start_with_the_same_network_and_see_the_same_frames(base):
         assert len(own) >= len(first) - 7 and all(torch.equal(x, first[key]) for key, x in own.items()), name
         batch, plain = ablation.batches(name, base)(4, dice(5)), base(4, dice(5))
         assert isinstance(batch, DiffusionBatch) and isinstance(plain, DiffusionBatch)
-        assert (
-            torch.equal(batch.kde, plain.kde)
-            and torch.equal(batch.noise, plain.noise)
-            and bool(batch.frame_given.all())
-        )
+        assert torch.equal(batch.kde, plain.kde) and torch.equal(batch.noise, plain.noise)
         loss = network(batch)
         loss.backward()
         learned = [p.grad is not None and bool(p.grad.any()) for p in network.reader.parameters()]
@@ -94,7 +91,7 @@ def test_all_start_with_the_same_network_and_see_the_same_frames(base):
 def test_centre_and_scale(base, name):
     batch = base(4, dice(5))
     network = made(name, 0)
-    centre, scale = network.standardize(network.condition(batch.estimate, batch.frame))
+    centre, scale, _ = network.condition(batch.estimate, batch.frame)
     if name == "noise-constant":  # the image in [−1, 1]
         assert set(centre.unique().tolist()) == set(scale.unique().tolist()) == {0.5}
     elif name == "v-constant":
@@ -102,7 +99,7 @@ def test_centre_and_scale(base, name):
         many = base(96, dice(6))
         assert float((many.kde - many.estimate).square().mean().sqrt()) == pytest.approx(ablation.DATA_SD, rel=0.25)
     else:
-        assert torch.equal(centre, batch.estimate) and bool((scale >= network.floor).all())
+        assert torch.equal(centre, batch.estimate) and bool((scale >= FLOOR).all())
 
 
 def test_a_run_goes_on_and_its_weights_are_read(tmp_path, monkeypatch):
@@ -117,19 +114,34 @@ def test_a_run_goes_on_and_its_weights_are_read(tmp_path, monkeypatch):
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_without_attention_a_change_is_seen_no_farther_than_the_convolutions_reach():
-    torch.manual_seed(0)
-    reaches = {}
-    for name in ("v-constant", ablation.LOCAL):
-        unet = made(name, 3).unet
-        torch.nn.init.normal_(unet.head.weight, std=0.1)  # it starts at 0
-        images = torch.randn(1, unet.architecture["inputs"], 128, 8)
-        changed = images.clone()
-        changed[:, :, 64:68] += 1
-        moved = (unet(changed, torch.zeros(1)) - unet(images, torch.zeros(1))).abs().amax((0, 1, 3)) > 0
-        reaches[name] = int((moved.nonzero()[:, 0] - 66).abs().max())
-    assert reaches["v-constant"] > 60
-    assert 16 < reaches[ablation.LOCAL] <= 40
+def test_the_forms_that_see_the_fit(base):
+    """All see its KDE and sd; the last one has centre and scale of the form that ships."""
+    batch = base(4, dice(5))
+    kde, sd = fitted_kde(batch.estimate, batch.frame)
+    for name in (ablation.FITTED, ablation.ABOUT_FIT, ablation.BOTH):
+        inputs = made(name, 0).condition(batch.estimate, batch.frame).inputs
+        assert torch.equal(inputs[:, 4:5], kde) and torch.equal(inputs[:, 5:6], sd), name
+    centre, scale, _ = made(ablation.ABOUT_FIT, 0).condition(batch.estimate, batch.frame)
+    assert torch.equal(centre, kde)
+    torch.testing.assert_close(scale, (sd.square() + FLOOR**2).sqrt())
+    shipped = condition_on(batch.estimate, batch.frame)
+    both = made(ablation.BOTH, 0).condition(batch.estimate, batch.frame)
+    torch.testing.assert_close(both[:2], shipped[:2])
+
+
+def test_the_shipped_form_has_the_loss_of_its_variant_less_what_is_not_trained(base):
+    """The squared error of v at the same levels: for an output of 0, as both networks start."""
+    batch = base(4, dice(5))
+    ours, theirs = ConditionalDiffusion().loss_terms(batch), made(ablation.BOTH, 0).loss_terms(batch)
+    centre, scale, _ = condition_on(batch.estimate, batch.frame)
+    surprise = scale.log() + ((batch.kde - centre) / scale).square() / 2
+    torch.testing.assert_close(theirs.squared_error - surprise, ours.squared_error, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs.weight, ours.weight)
+
+
+def test_two_variants_have_no_attention():
+    without = {name for name in VARIANTS if isinstance(made(name, 0).unet.attention, torch.nn.Identity)}
+    assert without == {ablation.LOCAL, ablation.BOTH}
 
 
 # -- scores ------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def few(folder):
     (folder / "camera.yaml").write_text("pixel_size_nm: 108")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pretrained.save(ConditionalDiffusion(channels=(4, 4), reading=4), folder / "diffusion.safetensors")
+        pretrained.save(ConditionalDiffusion(channels=(4, 4)), folder / "diffusion.safetensors")
     return folder
 
 

@@ -212,7 +212,7 @@ def command(tmp_path_factory):
     pretrained.save(network(), folder / "weights.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pretrained.save(ConditionalDiffusion(channels=(4, 4), reading=4), folder / "diffusion.safetensors")
+        pretrained.save(ConditionalDiffusion(channels=(4, 4)), folder / "diffusion.safetensors")
     given = ["--pixel-size-nm", 108, *NUMBERS, "--weights", folder / "weights.safetensors", "--precision", "no"]
 
     def localize(name: str, *more: object, code: int = 0) -> str:

@@ -292,7 +292,7 @@ SETTINGS = TrainingSettings(steps=4, batch=4, shards=2, warmup=1, checkpoint_eve
 def recipe(name: str) -> recipes.Recipe:
     if name == "deepstorm":
         return recipes.deepstorm_2d(SCENE, SETTINGS, channels=4, dilations=(1, 2), upsampled=(4, 4), predicting=1)
-    return recipes.cddpm_2d(SCENE, small_deepstorm(), SETTINGS, channels=(8, 8), reading=8)
+    return recipes.cddpm_2d(SCENE, small_deepstorm(), SETTINGS, channels=(8, 8))
 
 
 def trained(name: str, device: str, folder: Path | None = None, stop: int = SETTINGS.steps) -> dict[str, Tensor]:

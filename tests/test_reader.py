@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from smlmtut.imaging.kde import kde_image
-from smlmtut.imaging.psf import Emitters
 from benchmarks.reader import (
     FEATURES,
     NARROWEST,
@@ -17,6 +15,8 @@ from benchmarks.reader import (
     variance_budget,
     width_features,
 )
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import Emitters
 
 PLACES = [(3.5, 3.5), (3.625, 3.625), (3.4, 3.9)]  # camera pixels: between four fine pixels, on one, anywhere
 

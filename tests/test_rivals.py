@@ -18,6 +18,7 @@ from smlmtut.imaging.psf import Emitters
 from smlmtut.networks import engression, pretrained, recipes
 from smlmtut.networks import rivals as rival
 from smlmtut.networks.cddpm import DiffusionBatch, pixel_weight
+from smlmtut.networks.condition import Condition, condition_on
 from smlmtut.networks.conformal import Conformal, conformal_factors
 from smlmtut.networks.emitter_set import (
     COUNT_VARIANCE,
@@ -32,7 +33,7 @@ from smlmtut.networks.rivals import SNGP, Dropout, Ensemble, Gaussian, Quantiles
 from smlmtut.networks.unet import UNet
 
 SMALL: dict[str, Any] = {"channels": (8, 16)}
-S = rival.SCALE_AT_START
+UNIT = rival.SCALE_UNIT
 
 
 def dice(seed=0):
@@ -109,7 +110,7 @@ def test_bad_arguments_are_named(name, batch):
     network = made(name).eval()
     with pytest.raises(ValueError, match=r"samples must be a whole number of at least 1, got 0"):
         network.sample(batch.estimate, batch.frame, 0, dice())
-    with pytest.raises(ValueError, match=r"frame must have a quarter"):
+    with pytest.raises(ValueError, match=r"frame must have 2 channels and a quarter"):
         network.sample(batch.estimate, batch.frame[..., 1:], 1, dice())
 
 
@@ -177,11 +178,11 @@ def test_the_weight_does_not_move_the_minimum(batch, monkeypatch):
     torch.testing.assert_close(mean.grad, expected, rtol=1e-3, atol=0)
 
 
-def test_a_gaussian_head_starts_at_the_estimate_and_draws_independent_pixels(batch):
+def test_a_gaussian_head_starts_at_the_fit_and_draws_independent_pixels(batch):
     mean, sd = Gaussian(**SMALL).moments(batch.estimate, batch.frame)
-    assert torch.equal(mean, batch.estimate) and sd.unique().item() == pytest.approx(
-        0.002 + S * math.log1p(math.exp(-1))
-    )
+    centre, scale, _ = condition_on(batch.estimate, batch.frame)
+    assert torch.equal(mean, centre)
+    torch.testing.assert_close(sd, scale * (0.1 + math.log(2)))  # softplus(0)
     network = made("gaussian").eval()
     mean, sd = network.moments(batch.estimate, batch.frame)
     z = (network.sample(batch.estimate, batch.frame, 40, dice()) - mean) / sd
@@ -202,12 +203,16 @@ def test_the_minimum_of_the_pinball_loss_is_the_quantile():
     np.testing.assert_allclose(found, np.quantile(y, levels, method="inverted_cdf"))
 
 
-def test_quantiles_do_not_cross_and_their_middle_starts_at_the_estimate(batch):
+def test_quantiles_do_not_cross_and_their_middle_starts_at_the_fit(batch):
     network = made("quantiles").eval()
     q = network.quantiles(batch.estimate, batch.frame)
     assert q.shape == (3, 15, 64, 64) and bool((q.diff(dim=1) > 0).all())
     start = Quantiles(**SMALL).quantiles(batch.estimate, batch.frame)
-    assert torch.equal(start[:, 7], batch.estimate[:, 0]) and rival.LEVELS[7] == 0.5
+    centre, scale, _ = condition_on(batch.estimate, batch.frame)
+    assert rival.LEVELS[7] == 0.5
+    gap = math.log1p(math.exp(-2))  # at the start: of one level to the next, in scales
+    for k in range(15):
+        torch.testing.assert_close(start[:, k], (centre + (k - 7) * gap * scale)[:, 0])
     error = batch.kde - q
     level = torch.tensor(rival.LEVELS)[:, None, None]
     theirs = torch.where(error > 0, level * error, (level - 1) * error)
@@ -313,8 +318,8 @@ def test_the_waves_have_the_kernel_of_a_gaussian_process(monkeypatch):
     torch.manual_seed(0)
     network = SNGP(4, 8192, **SMALL)
     h = 2 * normal(1, 5, 1, 6).float()
-    monkeypatch.setattr(network, "read", lambda *_: h)
-    phi = network.features(h, h)[0][0, :, 0].double()  # (D, 6)
+    monkeypatch.setattr(network, "read", lambda *_: (None, h))
+    phi = network.features(h, h)[1][0, :, 0].double()  # (D, 6)
     near = h[0, :4, 0].double()
     theirs = (-(near[:, :, None] - near[:, None]).square().sum(0) / 8).exp()
     torch.testing.assert_close(phi.T @ phi, theirs, rtol=0, atol=5 / 8192**0.5)
@@ -322,8 +327,8 @@ def test_the_waves_have_the_kernel_of_a_gaussian_process(monkeypatch):
 
 def test_the_covariance_is_that_of_bayesian_linear_regression(batch):
     network = made("sngp").eval()
-    phi, sd = (x.detach().double().numpy() for x in network.features(batch.estimate, batch.frame))
-    rows, noise = S * np.moveaxis(phi, 1, -1).reshape(-1, 16), sd.reshape(-1)
+    phi, sd = (x.detach().double().numpy() for x in network.features(batch.estimate, batch.frame)[1:])
+    rows, noise = np.moveaxis(phi, 1, -1).reshape(-1, 16), sd.reshape(-1)
     network.accumulate(batch._replace(estimate=batch.estimate[:1], frame=batch.frame[:1]))
     network.accumulate(batch._replace(estimate=batch.estimate[1:], frame=batch.frame[1:]))
     theirs = np.linalg.inv(np.eye(16) + (rows / noise[:, None] ** 2).T @ rows)
@@ -337,17 +342,20 @@ def test_the_covariance_is_that_of_bayesian_linear_regression(batch):
 
 
 def test_samples_are_coherent_draws_of_the_weights(monkeypatch):
-    """Cov[y(r), y(r')] = s² φ(r)ᵀ Σ φ(r') + sd² δ(r, r'), with the precision given."""
+    """Cov[y(r), y(r')] = s(r) s(r') (φ(r)ᵀ Σ φ(r') + sd² δ(r, r')) with scales s, and the precision given."""
     network = made("sngp").eval()
     root = normal(16, 16)
     network.precision[:] = root @ root.T + 0.5 * torch.eye(16, dtype=torch.float64)
     network.beta.data = normal(16, seed=2).float()
     phi, sd = normal(1, 16, 1, 4, seed=3).float(), torch.tensor([0.05, 0.1, 0.2, 0.02]).reshape(1, 1, 1, 4)
-    monkeypatch.setattr(network, "features", lambda *_: (phi, sd))
-    drawn = network.sample(torch.full((1, 1, 1, 4), 3.0), phi, 40_000, dice())[0, :, 0].double()
-    flat = S * phi[0, :, 0].double()
+    scale = torch.tensor([0.02, 0.1, 0.3, 0.05]).reshape(1, 1, 1, 4)
+    known = Condition(torch.full((1, 1, 1, 4), 3.0), scale, phi)
+    monkeypatch.setattr(network, "features", lambda *_: (known, phi, sd))
+    drawn = network.sample(phi, phi, 40_000, dice())[0, :, 0].double()
+    flat = (scale * phi)[0, :, 0].double()
     mean = 3 + flat.T @ network.beta.detach().double()
-    covariance = flat.T @ torch.linalg.inv(network.precision) @ flat + sd.double().square().flatten().diag()
+    covariance = flat.T @ torch.linalg.inv(network.precision) @ flat
+    covariance = covariance + (scale * sd).double().square().flatten().diag()
     error = ((covariance.square() + covariance.diag()[:, None] * covariance.diag()) / 40_000).sqrt()
     assert bool(((torch.cov(drawn.T) - covariance).abs() < 5 * error).all())
     assert bool(((drawn.mean(0) - mean).abs() < 5 * (covariance.diag() / 40_000).sqrt()).all())
@@ -447,7 +455,7 @@ def test_a_set_starts_in_the_middle_of_each_pixel(batch):
     network = made("set")
     logit, mean, sd = network.read_emitters(batch.estimate, batch.frame)
     density = set_log_density(logit, mean, sd, batch.places, batch.present)
-    weight = pixel_weight(batch.estimate, torch.full((), S))[:, 0, 0, 0]
+    weight = pixel_weight(batch.estimate, torch.full((), UNIT))[:, 0, 0, 0]
     assert network(batch).item() == pytest.approx(-0.1 * (weight * density).mean().item(), rel=1e-5)
 
 
@@ -509,7 +517,7 @@ def test_engression_finds_a_posterior_of_two_places():
         which = (torch.rand(16, 1, 1, 1, generator=dice(step)) < 0.5).float()
         y = (which * left + (1 - which) * (1 - left)).expand(-1, 1, 8, 8)
         optimizer.zero_grad()
-        network(DiffusionBatch(y, zero, frame, torch.ones(16), torch.ones(16), zero)).backward()
+        network(DiffusionBatch(y, zero, frame, torch.ones(16), zero)).backward()
         optimizer.step()
     drawn = network.eval().sample(zero[:1], frame[:1], 200, dice(7))[0]
     halves = torch.stack([drawn[..., :4].mean((1, 2)), drawn[..., 4:].mean((1, 2))], 1)
@@ -544,14 +552,12 @@ def test_conformal_intervals_mend_the_error_bars_of_each_class():
     with pytest.raises(ValueError, match="factors must be finite: call calibrate"):
         network.sample(*given, 2, dice())
     unused, zero = torch.zeros(1), torch.zeros_like(estimate)
-    dark = DiffusionBatch(zero, zero, given[1], unused, unused, unused)
+    dark = DiffusionBatch(zero, zero, given[1], unused, unused)
     network.calibrate([dark])  # the bright class did not occur
     with pytest.raises(ValueError, match="factors must be finite: call calibrate"):
         network.sample(*given, 2, dice())
     sd = torch.where(estimate > 0.1, 2.0, 0.1)
-    batches = [
-        DiffusionBatch(1 + sd * normal(*sd.shape, seed=k).float(), *given, unused, unused, unused) for k in range(9)
-    ]
+    batches = [DiffusionBatch(1 + sd * normal(*sd.shape, seed=k).float(), *given, unused, unused) for k in range(9)]
     network.calibrate(batches)
     drawn = network.sample(*given, 60, dice())
     z = (drawn - 1) / sd
@@ -665,9 +671,9 @@ def test_the_weights_of_sngp_are_a_gaussian_process_of_scikit_learn(batch):
 
     network = SNGP(4, 16, **SMALL).eval()
     network.accumulate(batch)
-    phi, sd = network.features(batch.estimate, batch.frame)
+    _, phi, sd = network.features(batch.estimate, batch.frame)
     chosen = torch.randperm(phi[0, 0].numel() * len(phi), generator=step_generator(4, 0))
-    rows = (rival.SCALE_AT_START * phi).detach().double().movedim(1, -1).flatten(0, -2).numpy()
+    rows = phi.detach().double().movedim(1, -1).flatten(0, -2).numpy()
     noise = sd.detach().double().flatten().square().numpy()
     some, other = chosen[:300].numpy(), chosen[300:340].numpy()
     precision = np.eye(16) + (rows[some] / noise[some, None]).T @ rows[some]

@@ -28,8 +28,10 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from smlmtut._random import step_generator
+from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 from smlmtut.networks import precision, training
-from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch
+from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input
 from smlmtut.networks.checkpoint import CHECKPOINT, CURVE, CheckpointMismatch
 from smlmtut.networks.precision import best_precision
 from smlmtut.networks.recipes import diffusion_loss
@@ -425,14 +427,18 @@ def shared_settings():
 def small_diffusion():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return ConditionalDiffusion(channels=(4, 8), reading=4)
+        network = ConditionalDiffusion(channels=(4, 8))
+        torch.nn.init.normal_(network.unet.head.weight, std=0.1)  # with zeros, no other layer has a gradient at first
+    return network
 
 
 def draw_diffusion(batch, generator):
-    kde, estimate, noise = torch.rand(3, batch, 1, 16, 16, generator=generator)
-    frame = torch.rand(batch, 2, 4, 4, generator=generator)
-    given, gamma = torch.rand(2, batch, generator=generator)
-    return DiffusionBatch(kde, estimate, frame, given < 0.5, gamma.clamp(0.1, 0.9), noise)
+    u, v = 1 + 5 * torch.rand(2, batch, 1, generator=generator)
+    truth = Emitters(u, v, torch.full_like(u, 900.0))
+    frame = torch.poisson(expected_photons(truth, PSF(1.0), (8, 8), 5.0), generator=generator)[:, None]
+    estimate, gamma = kde_image(truth, (8, 8)), torch.rand(batch, generator=generator).clamp(0.1, 0.9)
+    other, noise = torch.randn(2, *estimate.shape, generator=generator)
+    return DiffusionBatch(estimate + 0.05 * other, estimate, frame_input(frame, 2.0), gamma, noise)
 
 
 SHARED = {
@@ -661,7 +667,7 @@ def main(task: str, folder: Path, *more) -> None:
 
         def recording(batch, generator):
             tensors = drawn(batch, generator)
-            data.append(float(tensors[0].sum()))
+            data.append(float(tensors[-1].sum()))
             return tensors
 
         network, drawn, value = SHARED[kind]

@@ -31,7 +31,7 @@ def ten_steps_apart(embedded: torch.Tensor) -> torch.Tensor:
 
 
 def test_attention_sees_16_by_16_pixels_of_a_64_by_64_image():
-    network = UNet(2)
+    network = UNet(2, attention=True)
     seen = []
     network.attention.register_forward_hook(lambda module, given, made: seen.append(tuple(given[0].shape[2:])))
     assert network(torch.zeros(1, 2, 64, 64), torch.zeros(1)).shape == (1, 1, 64, 64)
@@ -53,7 +53,7 @@ def test_starts_at_zero_and_learns_from_there():
 
 
 def test_every_parameter_counts_and_so_does_the_noise_level():
-    network = filled(UNet(1, channels=(8, 16)))
+    network = filled(UNet(1, channels=(8, 16), attention=True))
     images = torch.randn(2, 1, 16, 16, generator=generator())
     low, high = network(images, torch.full((2,), -3.0)), network(images, torch.full((2,), 3.0))
     assert float((low - high).detach().abs().max()) > 1e-3
@@ -63,20 +63,32 @@ def test_every_parameter_counts_and_so_does_the_noise_level():
 
 
 def test_a_row_does_not_depend_on_the_others():
-    network = filled(UNet(1, channels=(8, 16)))
+    network = filled(UNet(1, channels=(8, 16), attention=True))
     images, levels = torch.randn(3, 1, 16, 16, generator=generator()), torch.tensor([-2.0, 0.0, 2.0])
     alone = torch.cat([network(images[i : i + 1], levels[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(network(images, levels), alone, rtol=1e-4, atol=1e-5)  # sums in another order
 
 
 def test_attention_is_the_softmax_of_the_scaled_products():
-    layer = filled(SelfAttention(8, 2), 0.5)
+    layer = filled(SelfAttention(8), 0.5)
     h = torch.randn(1, 8, 3, 5, generator=generator())
     qkv = layer.qkv(layer.norm(h)).flatten(2)[0]  # (24, 15)
-    q, k, v = (part.reshape(2, 4, 15) for part in qkv.split(8))  # (heads, d, pixels)
-    weight = (q.transpose(1, 2) @ k / math.sqrt(4)).softmax(-1)  # (heads, pixels, pixels)
-    attended = (v @ weight.transpose(1, 2)).reshape(1, 8, 3, 5)
+    q, k, v = qkv.split(8)  # (d, pixels)
+    weight = (q.T @ k / math.sqrt(8)).softmax(-1)  # (pixels, pixels)
+    attended = (v @ weight.T).reshape(1, 8, 3, 5)
     torch.testing.assert_close(layer(h), h + layer.proj(attended), rtol=1e-4, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize(
+    ("attention", "blocks", "rows"), [(False, 1, range(30, 102)), (False, 2, range(14, 118)), (True, 1, range(128))]
+)
+def test_without_attention_a_pixel_sees_no_farther_than_the_convolutions_reach(attention, blocks, rows):
+    """From rows 64–67: three convolutions at half the resolution, four at a quarter for each block, five at half."""
+    network = filled(UNet(2, channels=(4, 8), blocks=blocks, attention=attention))
+    images = torch.randn(1, 2, 128, 8, generator=generator()).requires_grad_()
+    network(images, torch.zeros(1))[:, :, 64:68].sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().amax((0, 1, 3)).nonzero()[:, 0].tolist() == list(rows)
 
 
 def test_channel_norm_is_of_one_pixel_alone():
@@ -108,7 +120,7 @@ def test_neighbouring_levels_are_neighbours():
     ("call", "words"),
     [
         (lambda: UNet(0), "inputs"),
-        (lambda: UNet(1, channels=(8, 10), heads=4), "heads must divide the features 10"),
+        (lambda: UNet(1, channels=(8, 0)), "channels"),
         (lambda: UNet(1, blocks=0), "blocks"),
         (lambda: UNet(2)(torch.zeros(1, 1, 8, 8), torch.zeros(1)), "2 channels"),
         (lambda: UNet(1)(torch.zeros(1, 1, 8, 6), torch.zeros(1)), "sides that 4 divides"),
@@ -122,7 +134,7 @@ def test_bad_input_is_named(call, words):
 
 
 def test_architecture_builds_it_again():
-    network = UNet(3, 2, (8, 16), blocks=2, heads=2)
+    network = UNet(3, 2, (8, 16), blocks=2, attention=True)
     again = UNet(**network.architecture)
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
     assert F.mse_loss(again(torch.zeros(1, 3, 8, 8), torch.zeros(1)), torch.zeros(1, 2, 8, 8)) == 0

@@ -41,13 +41,15 @@ def condition_on(estimate: Tensor, frame: Tensor) -> Condition:
     """What [x, ŷ] tell: the fit's KDE as the centre, and scale² = FLOOR² + sd² + (centre − ŷ)².
 
     sd: of the fit's KDE, see `fitted_kde`. Where the fit is wrong, ŷ, which is right on average, tells by how much.
-    estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. The inputs are ŷ, √ŷ, where a faint rim is
-    visible, signal and read noise upsampled, ones, by which a convolution sees the border, centre, and scale / SCALE_UNIT.
-    Raises ValueError for a frame of another size.
+    estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. The inputs are ŷ; √ŷ, where a faint rim is
+    visible; signal and read noise upsampled; ones, by which a convolution sees the border; centre; scale / SCALE_UNIT.
+    Raises ValueError for a frame of another shape.
     """
-    if tuple(FACTOR * n for n in rank("frame", frame, 4).shape[2:]) != tuple(rank("estimate", estimate, 4).shape[2:]):
+    rows, channels, *sides = rank("frame", frame, 4).shape
+    wanted = tuple(rank("estimate", estimate, 4).shape)
+    if channels != 2 or (rows, 1, *(FACTOR * n for n in sides)) != wanted:
         raise ValueError(
-            f"frame must have a quarter of the estimate's sides {tuple(estimate.shape[2:])}, got {tuple(frame.shape)}"
+            f"frame must have 2 channels and a quarter of the sides of the estimate {wanted}, got {tuple(frame.shape)}"
         )
     centre, sd = fitted_kde(estimate, frame)
     scale = (FLOOR**2 + sd.square() + (centre - estimate).square()).sqrt()
@@ -64,11 +66,15 @@ def fitted_kde(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
     Arguments as in `condition_on`. The sd is to first order in the errors of the positions, whose covariance is that of
     `JointFit`.
     """
+    device = estimate.device
+    if device.type == "mps":  # which lacks float64
+        estimate, frame = estimate.cpu(), frame.cpu()
     with torch.autocast(estimate.device.type, enabled=False):
         electrons, variance = input_electrons(frame)
         start = peak_emitters(estimate, FACTOR, threshold=LOWEST_PEAK, photons=PHOTONS)
         fit = fit_emitters(electrons, start, variance, max_iterations=STEPS)
-        return kde_image(fit.emitters, (frame.shape[2], frame.shape[3]), FACTOR), _kde_sd(fit, frame)
+        kde = kde_image(fit.emitters, (frame.shape[2], frame.shape[3]), FACTOR)
+        return kde.to(device), _kde_sd(fit, frame).to(device)
 
 
 def _kde_sd(fit: JointFit, frame: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._validate import whole
 from .cddpm import DiffusionBatch
-from .condition import SCALE_UNIT
+from .condition import SCALE_UNIT, Condition, condition_on
 from .rivals import Rival, frame_weight
 
 WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
@@ -23,26 +23,26 @@ class Engression(Rival):
     def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
         super().__init__(1, channels, blocks, more=1 + len(WINDOWS))
 
-    def draw(self, estimate: Tensor, frame: Tensor, noise: Tensor) -> Tensor:
+    def draw(self, known: Condition, noise: Tensor) -> Tensor:
         """A draw for each image of noise, (B, 1, fH, fW) both."""
-        (centre, scale, _), z = self.read(estimate, frame, noise, blocks(noise))
-        return centre + scale * z
+        return known.centre + known.scale * self.trunk(torch.cat([known.inputs, noise, blocks(noise)], 1))
 
     def forward(self, batch: DiffusionBatch) -> Tensor:
         """The energy score of two draws, `windowed_energy`, weighted by `frame_weight`: ().
 
         Their noise is from the global random state, as dropout's is.
         """
-        draws = [self.draw(batch.estimate, batch.frame, torch.randn_like(batch.kde)) for _ in range(2)]
+        known = condition_on(batch.estimate, batch.frame)
+        draws = [self.draw(known, torch.randn_like(batch.kde)) for _ in range(2)]
         score = windowed_energy(draws[0], draws[1], batch.kde)
         return (frame_weight(batch.estimate)[:, 0, 0, 0] * score).mean() / SCALE_UNIT
 
     @torch.no_grad()
     def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-        """(B, S, fH, fW), one call of the U-Net for each. Raises ValueError as `read` does, or for samples below 1."""
-        shape, device = estimate.shape, estimate.device
+        """(B, S, fH, fW), one call of the U-Net for each. Raises ValueError as Gaussian's does."""
+        known, shape, device = condition_on(estimate, frame), estimate.shape, estimate.device
         found = [
-            self.draw(estimate, frame, torch.randn(shape, generator=generator, device=device))
+            self.draw(known, torch.randn(shape, generator=generator, device=device))
             for _ in range(whole("samples", samples))
         ]
         return torch.cat(found, 1)

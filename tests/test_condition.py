@@ -1,0 +1,226 @@
+"""What is known of y before it is drawn: the fit's KDE, its sd by the chain rule and by draws, and what ŷ adds."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smlmtut.estimation.joint import JointFit, fit_emitters
+from smlmtut.imaging.first_guess import peak_emitters
+from smlmtut.imaging.kde import kde_image, to_super_resolved
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.networks.cddpm import frame_input
+from smlmtut.networks.condition import CHANNELS, FLOOR, PHOTONS, SCALE_UNIT, STEPS, condition_on, fitted_kde
+from smlmtut.networks.inputs import input_electrons
+
+SHAPE, BACKGROUND = (16, 16), 8.0
+PLACES = [[(7.3, 8.1)], [(3.2, 4.0), (5.0, 4.4), (12.1, 10.6)], []]  # camera px of three frames
+
+
+def emitters(places: list[list[tuple[float, float]]], photons: float = 1000.0) -> Emitters:
+    """One row for each list of (u, v)."""
+    most = max(1, *map(len, places))
+    present = torch.tensor([[k < len(row) for k in range(most)] for row in places])
+    u, v = torch.tensor([[*row, *[(0.0, 0.0)] * (most - len(row))] for row in places]).unbind(-1)
+    return Emitters(u, v, photons * present.float(), present)
+
+
+def exposed(truth: Emitters, read_variance: Tensor | float = 2.0, seed: int | None = None) -> Tensor:
+    """The input of a network for a frame of σ = 1 px; without noise where there is no seed."""
+    rate = expected_photons(truth, PSF(1.0), SHAPE, BACKGROUND)
+    if seed is not None:
+        dice = torch.Generator().manual_seed(seed)
+        rate = torch.poisson(rate, generator=dice)
+        rate = rate + torch.as_tensor(read_variance).sqrt() * torch.randn(rate.shape, generator=dice)
+    return frame_input(rate[:, None], read_variance)
+
+
+def blurred(truth: Emitters, tau: float = 0.5) -> Tensor:
+    """E[y] of emitters whose places are known to tau super-resolved px."""
+    return kde_image(truth, SHAPE, sigma=math.sqrt(1 + tau**2)) / (1 + tau**2)
+
+
+def fit_of(estimate: Tensor, frame: Tensor) -> JointFit:
+    electrons, variance = input_electrons(frame)
+    start = peak_emitters(estimate, photons=PHOTONS)
+    return fit_emitters(electrons, start, variance, max_iterations=STEPS)
+
+
+def noisy() -> tuple[Tensor, Tensor]:
+    """ŷ and frame of a lone emitter, of PLACES together, and of no emitter at all."""
+    truth = emitters(PLACES)
+    return blurred(truth), exposed(truth, seed=1)
+
+
+# -- the fit's KDE and its sd ------------------------------------------------------------------------------
+
+
+def test_the_sd_is_that_of_the_chain_rule():
+    """sd² = gᵀ C g with the gradient of kde_image by automatic differentiation, and the covariance of the fit.
+
+    Read noise on one side of a diagonal makes the errors of u and v correlated; the frame is bright all the same.
+    """
+    truth = emitters([[(7.3, 8.1)]], 1900.0)
+    row, column = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    variance = torch.where((row - 8.1) * (column - 7.3) > 0, 2000.0, 1.0)
+    estimate, frame = blurred(truth), exposed(truth, variance, seed=2)
+    fit = fit_of(estimate, frame)
+    covariance = fit.covariance()[0, :2, :2]
+
+    def image(place: Tensor) -> Tensor:
+        return kde_image(Emitters(*(x.reshape(1, 1) for x in (*place, place[0] * 0 + 1))), SHAPE)[0, 0]
+
+    place = torch.stack([fit.emitters.u[0, 0], fit.emitters.v[0, 0]]).double()
+    gradient = torch.autograd.functional.jacobian(image, place)
+    assert isinstance(gradient, Tensor)
+    wanted = torch.einsum("hwi,ij,hwj->hw", gradient, covariance, gradient).sqrt()
+    centre, sd = fitted_kde(estimate, frame)
+    torch.testing.assert_close(sd[0, 0].double(), wanted, rtol=1e-3, atol=1e-6)  # of a fit in float32
+    torch.testing.assert_close(centre[0, 0].double(), image(place), rtol=1e-3, atol=1e-6)
+    correlation = covariance[0, 1] / covariance.diagonal().prod().sqrt()
+    without = torch.einsum("hwi,i,hwi->hw", gradient, covariance.diagonal(), gradient).sqrt()
+    assert float(correlation) > 0.2 and float((without - wanted).abs().max()) > 0.1 * float(wanted.max())
+
+
+def test_the_sd_is_that_of_drawn_positions():
+    """First order in an error of τ ≈ 0.12 super-resolved px: the next order is a share of about τ² = 1.5 % of sd.
+
+    Seen where the slope matters: at the very peak y changes in second order only, and the sd of first order is 0.
+    """
+    truth = emitters([[(7.3, 8.1)]], 2000.0)
+    estimate, frame = blurred(truth), exposed(truth, seed=3)
+    fit, many = fit_of(estimate, frame), 20_000
+    u, v = (x[0, :, :1] for x in fit.draw(many, torch.Generator().manual_seed(4)))
+    drawn = kde_image(Emitters(u, v, torch.ones_like(u)), SHAPE).std(0)[0]
+    tau = 4 * float(fit.covariance()[0, 0, 0].sqrt())
+    assert 0.08 < tau < 0.16
+    _, sd = fitted_kde(estimate, frame)
+    steep = sd[0, 0] > sd.max() / 2
+    assert int(steep.sum()) >= 8
+    # 20 000 draws: ± 0.5 %; factors of a few before τ²
+    torch.testing.assert_close(drawn[steep], sd[0, 0][steep], rtol=4 * 0.005 + 3 * tau**2, atol=0)
+
+
+def test_without_noise_the_centre_is_the_truth_wherever_the_peaks_of_the_estimate_lie():
+    """The fit moves from peaks half a super-resolved pixel away to the emitters that made the frame."""
+    truth, moved = emitters(PLACES), emitters([[(u + 0.12, v - 0.1) for u, v in row] for row in PLACES])
+    centre, sd = fitted_kde(blurred(moved), exposed(truth))
+    y = kde_image(truth, SHAPE)
+    assert float((blurred(moved) - y).abs().max()) > 0.2
+    # it ends where a step is below a hundredth of an error bar, and sd is an error bar of y
+    assert bool(((centre - y).abs() <= 0.05 * sd.amax((1, 2, 3), keepdim=True)).all())
+    shown = (sd > 0.01).flatten(1).any(1)
+    assert shown.tolist() == [True, True, False]
+
+
+def test_of_emitters_apart_the_variances_add_up():
+    """The fit of one is hardly changed by the other, 9 px away: its light there is exp(−40) of its peak."""
+    alone = [emitters([[place]]) for place in ((3.2, 4.0), (12.1, 10.6))]
+    both = emitters([[(3.2, 4.0), (12.1, 10.6)]])
+    _, together = fitted_kde(blurred(both), exposed(both))
+    variances = [fitted_kde(blurred(one), exposed(one))[1].square() for one in alone]
+    # background and width, which both share, are better known with two: a per cent
+    torch.testing.assert_close(together, sum(variances).sqrt(), rtol=0.02, atol=1e-4)  # type: ignore[union-attr]
+
+
+# -- centre, scale and inputs ------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_fitted_the_centre_is_dark_and_the_scale_is_what_the_estimate_shows():
+    dim = 0.2 * blurred(emitters([[(7.3, 8.1)]]))  # below the lowest peak that is fitted
+    centre, scale, _ = condition_on(dim, exposed(emitters([[]])))
+    assert torch.equal(centre, torch.zeros_like(dim))
+    torch.testing.assert_close(scale, (FLOOR**2 + dim.square()).sqrt())
+
+
+def test_where_the_estimate_is_the_fit_the_scale_is_its_sd():
+    truth = emitters(PLACES)
+    estimate, frame = kde_image(truth, SHAPE), exposed(truth)
+    _, scale, _ = condition_on(estimate, frame)
+    _, sd = fitted_kde(estimate, frame)
+    # the fit ends within some hundredths of an error bar of the truth: a thousandth of scale²
+    torch.testing.assert_close(scale, (FLOOR**2 + sd.square()).sqrt(), rtol=2e-3, atol=1e-5)
+
+
+def test_centre_scale_and_inputs_are_what_the_docstring_says():
+    estimate, frame = noisy()
+    centre, scale, images = condition_on(estimate, frame)
+    kde, sd = fitted_kde(estimate, frame)
+    assert torch.equal(centre, kde)
+    torch.testing.assert_close(kde, kde_image(fit_of(estimate, frame).emitters, SHAPE))
+    torch.testing.assert_close(scale.square(), FLOOR**2 + sd.square() + (kde - estimate).square())
+    assert images.shape == (3, CHANNELS, 64, 64)
+    shown, root, signal, noise, ones, seen_centre, seen_scale = images.split(1, 1)
+    assert torch.equal(shown, estimate) and torch.equal(ones, torch.ones_like(estimate))
+    torch.testing.assert_close(root.square(), estimate)
+    assert torch.equal(seen_centre, centre) and torch.equal(seen_scale, scale / SCALE_UNIT)
+    torch.testing.assert_close(noise, frame[:, 1:, :1, :1].expand_as(noise))  # a constant stays one
+    # upsampled in place: the mean over the pixels that tile a camera pixel is about that pixel
+    torch.testing.assert_close(F.avg_pool2d(signal, 4), frame[:, :1], rtol=0, atol=0.1 * float(frame[:, 0].max()))
+    assert not torch.allclose(signal, F.interpolate(frame[:, :1], scale_factor=4.0))
+
+
+def test_an_estimate_below_zero_has_no_root():
+    estimate = torch.full((1, 1, 64, 64), -0.05)
+    _, scale, images = condition_on(estimate, exposed(emitters([[]])))
+    assert torch.equal(images[:, 1], torch.zeros(1, 64, 64)) and bool(images.isfinite().all())
+    torch.testing.assert_close(scale, torch.full_like(scale, math.sqrt(FLOOR**2 + 0.05**2)))
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """A row without emitters beside some with three, and one whose fit ends before the others'."""
+    estimate, frame = noisy()
+    together = condition_on(estimate, frame)
+    for k in range(3):
+        alone = condition_on(estimate[k : k + 1], frame[k : k + 1])
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[k : k + 1], b, rtol=1e-4, atol=1e-5)  # sums in another order
+    assert torch.equal(together.centre[2], torch.zeros(1, 64, 64)) and float(together.centre[:2].max()) > 0.9
+
+
+def test_in_low_precision_the_condition_stays_in_float32():
+    estimate, frame = noisy()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = condition_on(estimate, frame)
+    for a, b in zip(low, condition_on(estimate, frame), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b)
+
+
+def test_it_has_no_gradient():
+    estimate, frame = (x.requires_grad_() for x in noisy())
+    assert not any(x.requires_grad for x in condition_on(estimate, frame))
+
+
+def test_a_fit_off_the_border_keeps_its_tail_in_the_image():
+    """An emitter beyond the border is fitted where it is: its KDE on the image is the tail."""
+    truth = emitters([[(-0.7, 8.1)]])
+    centre, sd = fitted_kde(kde_image(truth, SHAPE), exposed(truth))
+    column = to_super_resolved(torch.tensor(-0.7))
+    assert float(column) < 0 < float(centre.max()) < 1
+    torch.testing.assert_close(centre, kde_image(truth, SHAPE), rtol=0, atol=0.05 * float(sd.max()))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 16, 15), (1, 2, 64, 64), (1, 1, 16, 16), (2, 2, 16, 16)],
+    ids=["side", "factor", "channels", "rows"],
+)
+def test_a_frame_of_another_shape_is_named(shape):
+    with pytest.raises(ValueError, match=r"frame must have 2 channels and a quarter of .* \(1, 1, 64, 64\), got \("):
+        condition_on(torch.zeros(1, 1, 64, 64), torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "frame", "words"),
+    [
+        (torch.zeros(64, 64), torch.zeros(1, 2, 16, 16), "estimate"),
+        (torch.zeros(1, 1, 64, 64), torch.zeros(2, 16, 16), "frame"),
+        (torch.zeros(1, 1, 64, 64), torch.full((1, 2, 16, 16), torch.nan), "must be finite"),
+    ],
+)
+def test_bad_input_is_named(estimate, frame, words):
+    with pytest.raises(ValueError, match=words):
+        condition_on(estimate, frame)
