@@ -42,7 +42,8 @@ def condition_on(estimate: Tensor, frame: Tensor) -> Condition:
 
     sd: of the fit's KDE, see `fitted_kde`. Where the fit is wrong, ŷ, which is right on average, tells by how much.
     estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. The inputs are ŷ, √ŷ, where a faint rim is
-    visible, signal and read noise upsampled, ones, by which a convolution sees the border, centre, and scale / SCALE_UNIT.
+    visible, signal and read noise upsampled, ones, by which a convolution sees the border, centre, and
+    scale / SCALE_UNIT.
     Raises ValueError for a frame of another size.
     """
     if tuple(FACTOR * n for n in rank("frame", frame, 4).shape[2:]) != tuple(rank("estimate", estimate, 4).shape[2:]):

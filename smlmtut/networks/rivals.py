@@ -1,7 +1,7 @@
 """What else could say how uncertain ŷ is: ways from the literature, on the U-Net of the diffusion model.
 
-All see what the diffusion model sees, [x, ŷ] and the fit of the frame, and describe z = (y − centre) / scale as it does;
-the noise level of the U-Net is held at one value. A rival has two faces: `forward(batch)` is its loss,
+All see what the diffusion model sees, [x, ŷ] and the fit of the frame, and describe z = (y − centre) / scale as it
+does; the noise level of the U-Net is held at one value. A rival has two faces: `forward(batch)` is its loss,
 `sample(estimate, frame, samples, generator)` draws images (B, S, fH, fW), float32. The rivals here describe each pixel
 by itself and draw the pixels independently of each other; only what members, masks or weights change is common to a
 whole image. `emitter_set` draws emitters and not pixels, `engression` whole images in one call; `conformal` corrects
@@ -21,7 +21,7 @@ from .cddpm import DiffusionBatch, pixel_weight
 from .condition import CHANNELS, FACTOR, SCALE_UNIT, Condition, condition_on
 from .unet import ResidualBlock, UNet
 
-NARROWEST = 0.1  # smallest sd of z, .002 of y in the dark: over 64 × 64 pixels it adds up to an eighth of a kernel's peak
+NARROWEST = 0.1  # smallest sd of z, .002 of y in the dark: over 64 × 64 pixels that adds up to .13 of a kernel's peak
 LEVELS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)  # of the quantiles
 
 

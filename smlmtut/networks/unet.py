@@ -45,7 +45,12 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int = 1, channels: tuple[int, int] = (32, 64), blocks: int = 1, attention: bool = False
+        self,
+        inputs: int,
+        outputs: int = 1,
+        channels: tuple[int, int] = (32, 64),
+        blocks: int = 1,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         fine, coarse = (whole("channels", n) for n in channels)
