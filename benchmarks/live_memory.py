@@ -72,10 +72,11 @@ def estimate_bytes(network: DeepSTORM, size: int = 32) -> float:
         return peak_bytes(lambda: network(x, 1.0)) / x.numel()
 
 
-def sample_bytes(network: ConditionalDiffusion, phi: DeepSTORM, images: int = 8) -> float:
+def sample_bytes(network: ConditionalDiffusion, images: int = 8) -> float:
     """Bytes an image of 64 × 64 that is diffused, each with a frame of its own."""
     generator, schedule = torch.Generator().manual_seed(0), sampling_schedule(2)
-    batch = recipes.draw_estimates(recipes.reference_scene(), recipes.SMALL_FRAME, phi)(images, generator)
+    draw = recipes.draw_estimates(recipes.reference_scene(), recipes.SMALL_FRAME, pretrained.load())
+    batch = draw(images, generator)
     assert isinstance(batch, DiffusionBatch)
     frame = batch.frame if network.frame else None
     return peak_bytes(lambda: sample_kde(network, batch.estimate, 1, generator, frame, schedule, chunk=images)) / images
@@ -111,8 +112,8 @@ def computations() -> dict[str, tuple[str, Callable[[], float]]]:
         "ŷ at most 2²⁰ pixels at once": ("06", lambda: 2**20 * estimate_bytes(phi)),
         "training ours, batch 32": ("09", lambda: training_bytes(trained())),
         "training the published form, batch 32": ("09", lambda: training_bytes(trained(**recipes.PUBLISHED_FORM))),
-        "1024 samples of ours at once": ("09", lambda: 1024 * sample_bytes(ours, phi)),
-        "1024 samples of the published form": ("09", lambda: 1024 * sample_bytes(published, phi)),
+        "1024 samples of ours at once": ("09", lambda: 1024 * sample_bytes(ours)),
+        "1024 samples of the published form": ("09", lambda: 1024 * sample_bytes(published)),
     }
 
 
