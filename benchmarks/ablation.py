@@ -1,8 +1,8 @@
-"""What does the whitening buy? The same U-Net on the same frames, as one diffusion model after the other.
+"""What do centre and scale buy? The same U-Net on the same frames, as one diffusion model after the other.
 
     python benchmarks/ablation.py train --folder runs/ablation --frames 96000          # all variants, resumable
     python benchmarks/ablation.py train --folder runs/ablation --only v-reader --seed 2 --frames 288000
-    python benchmarks/ablation.py score --folder runs/ablation --reference runs/reference --most 16 --json screen.json
+    python benchmarks/ablation.py score --folder runs/ablation --most 16 --json screen.json
     python benchmarks/ablation.py table --json screen.json --write smlmtut/results/ablation.json
 
 A variant is a pair: what is predicted, and at which noise levels; and what y is shifted and scaled by. Of the first
@@ -167,7 +167,7 @@ class Variant(ConditionalDiffusion):
 
 
 def batches(name: str, base: Draw) -> Draw:
-    """The frames of the shipped recipe, always given, at the noise levels of the variant."""
+    """The frames of the shipped recipe, at the noise levels of the variant."""
 
     def draw(batch: int, generator: torch.Generator) -> DiffusionBatch:
         drawn = base(batch, generator)
@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=["train", "score", "table"])
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--reference", type=Path, default=Path("runs/reference"))
+    parser.add_argument("--reference", type=Path, help="folder of the reference; none: the file that ships")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--frames", type=int, default=96_000)
     parser.add_argument("--seed", type=int, default=1)

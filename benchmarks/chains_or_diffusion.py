@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from benchmarks import bakeoff
-from benchmarks.reference_file import gathered
 from benchmarks.reference_posteriors import (
     AREA,
     CHAINS,
@@ -76,7 +75,7 @@ def worst(notes: list[dict[str, float]]) -> float:
     return max(note["r_hat"] for note in notes)
 
 
-def model_rate(network: torch.nn.Module, frames: bakeoff.Frames) -> float:
+def model_rate(network: ConditionalDiffusion, frames: bakeoff.Frames) -> float:
     """Draws a second of the diffusion model, 64 for each of some frames."""
     method = bakeoff.diffusion(network)
     method(frames.part(slice(1)), 8, step_generator(0, 0))
@@ -100,7 +99,7 @@ def of_budget(rows: dict[str, np.ndarray], frames: bakeoff.Frames, kind: str, sw
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
+    parser.add_argument("--folder", type=Path, help="of the reference; none: the file that ships")
     parser.add_argument("--most", type=int, default=16, help="frames of each class for the curve of regret")
     parser.add_argument("--densities", type=float, nargs="*", default=DENSITIES)
     parser.add_argument("--json", type=Path)
@@ -119,7 +118,7 @@ def main() -> None:
         if frames is None:
             continue
         frames = frames.part(slice(given.most))
-        rows, _ = gathered(sorted(given.folder.glob(f"dev-{kind}-*.npz")))
+        rows = bakeoff.read_rows(given.folder, "dev", kind)
         some = {name: rows[name][: len(frames)] for name in ("adu", "gain", "offset", "read_variance")}
         curve = [of_budget(some, frames, kind, sweeps) for sweeps in BUDGETS]
         model, _ = bakeoff.judged(bakeoff.diffusion(network), frames, kind)

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["dev", "test"], default="test")
     parser.add_argument("--folder", type=Path, help="of the reference; none: the file that ships")
     parser.add_argument("--runs", type=Path, help="folder with the runs of ablation.py and rivals.py")
-    parser.add_argument("--only", nargs="*", help="names of methods; none: all")
+    parser.add_argument("--only", nargs="*", help=f"names of methods; none: all but {', '.join(bakeoff.SLOW)}")
     parser.add_argument("--read", type=Path, help="scores of an earlier run, of which the table is printed")
     bakeoff.add_arguments(parser)
     given = parser.parse_args()
@@ -121,9 +121,7 @@ def main() -> None:
     methods = bakeoff.shipped() | ({} if given.runs is None else methods_in(given.runs))
     asked = bakeoff.frames_of(given.folder, given.part, given.most, tuple(given.kinds))
     bakeoff.kept(bakeoff.table({}, asked), given.json)
-    for name, method in methods.items():
-        if given.only and name not in given.only:
-            continue
+    for name, method in bakeoff.chosen(methods, given.only).items():
         for kind, frames in asked.items():  # one by one, so that a run that is stopped keeps what it has
             bakeoff.kept({kind: {name: bakeoff.judged(method, frames, kind)}}, given.json)
         print(f"{name} is scored", flush=True)

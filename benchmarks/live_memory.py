@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from smlmtut.estimation.fit import fit_spots
 from smlmtut.networks import pretrained, recipes
-from smlmtut.networks.cddpm import ConditionalDiffusion, sample_kde, sampling_schedule
+from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, sample_kde, sampling_schedule
 from smlmtut.networks.deepstorm import DeepSTORM
 
 T4_GB = 14.0  # of the 15 that a T4 has, what tensors may take
@@ -72,11 +72,14 @@ def estimate_bytes(network: DeepSTORM, size: int = 32) -> float:
         return peak_bytes(lambda: network(x, 1.0)) / x.numel()
 
 
-def sample_bytes(network: ConditionalDiffusion, images: int = 4) -> float:
-    """Bytes an image of 64 × 64 that is diffused."""
-    y, frame = torch.rand(images, 1, 64, 64), torch.rand(images, 2, 16, 16) if network.frame else None
+def sample_bytes(network: ConditionalDiffusion, images: int = 8) -> float:
+    """Bytes an image of 64 × 64 that is diffused, each with a frame of its own."""
     generator, schedule = torch.Generator().manual_seed(0), sampling_schedule(2)
-    return peak_bytes(lambda: sample_kde(network, y, 1, generator, frame, schedule, chunk=images)) / images
+    draw = recipes.draw_estimates(recipes.reference_scene(), recipes.SMALL_FRAME, pretrained.load())
+    batch = draw(images, generator)
+    assert isinstance(batch, DiffusionBatch)
+    frame = batch.frame if network.frame else None
+    return peak_bytes(lambda: sample_kde(network, batch.estimate, 1, generator, frame, schedule, chunk=images)) / images
 
 
 def training_bytes(recipe: recipes.Recipe) -> int:

@@ -2,7 +2,7 @@
 
     python benchmarks/rivals.py train --folder runs/rivals --frames 96000              # all rivals, resumable
     python benchmarks/rivals.py train --folder runs/rivals --only gaussian --seed 2 3 4 5 --frames 96000
-    python benchmarks/rivals.py score --folder runs/rivals --reference runs/reference
+    python benchmarks/rivals.py score --folder runs/rivals
 
 Frames, order of frames, U-Net, settings and budget are those of `ablation.py`. An ensemble is made of MEMBERS Gaussian
 runs of the same length that follow each other in their seeds, 1–5, 6–10 and so on, which other weights and frames make
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=["train", "score"])
     parser.add_argument("--folder", type=Path, default=Path("runs/rivals"))
-    parser.add_argument("--reference", type=Path, default=Path("runs/reference"))
+    parser.add_argument("--reference", type=Path, help="folder of the reference; none: the file that ships")
     parser.add_argument("--part", choices=["dev", "test", "held"], default="dev")
     parser.add_argument("--only", nargs="*", choices=list(RIVALS), default=list(RIVALS))
     parser.add_argument("--frames", type=int, default=96_000)

@@ -2,7 +2,7 @@
 
     python benchmarks/schedule_search.py --json smlmtut/results/schedule_search.json      # resumable
 
-Every solver runs the shipped model, given x and ŷ, on the same frames with the same noise. A Fréchet distance, by which
+Every solver runs the shipped model on the same frames with the same noise. A Fréchet distance, by which
 the paper searches, does not see whether the spread is right; the regret does. Rows that the file has are not run again.
 """
 
@@ -44,7 +44,7 @@ def method(network: ConditionalDiffusion, solver: str, calls: int) -> bakeoff.Me
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
+    parser.add_argument("--folder", type=Path, help="of the reference; none: the file that ships")
     parser.add_argument("--kinds", nargs="*", default=["pair", "sparse"])
     parser.add_argument("--solvers", nargs="*", choices=list(SOLVERS), default=list(SOLVERS))
     parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS))

@@ -77,11 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     torch.set_num_threads(parser.parse_args().threads)
     phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    methods = {
-        "prior": prior_draws("prior"),
-        "cddpm-2d, x and ŷ": diffusion(network),
-        "cddpm-2d, ŷ": diffusion(network, False),
-    }
+    methods = {"prior": prior_draws("prior"), "cddpm-2d": diffusion(network)}
     frames, joint = prior_part(phi), prior_part(phi, JOINT + ASKED, SEED)
     for name, method in methods.items():
         ours, theirs, off = tarp_of(method, frames)

@@ -77,8 +77,8 @@ def train_diffusion(
 ) -> None:
     """Train the conditional diffusion model on the same scene: samples of the KDE given DeepSTORM's estimate of it.
 
-    One network learns both p(y given ŷ) and p(y given ŷ and the frame). Interruptions, camera and weights: as for
-    deepstorm.
+    The network learns p(y given the frame and ŷ) about a fit of the frame; with --published, p(y given ŷ).
+    Interruptions, camera and weights: as for deepstorm.
 
     Example: smlmtut train diffusion runs/mine --estimator runs/deepstorm/weights.safetensors --steps 5000
     """

@@ -48,7 +48,7 @@ class SamplingSettings:
 
     samples: int = 32
     seed: int = 0
-    window: int = 16  # as in the training of the diffusion model; in larger windows its attention is slow
+    window: int = 16  # as in the training of the diffusion model
     halo: int = 3  # holds 99 % of the light of a spot
     dark: float = 0.01
     peak: float = 0.5
@@ -174,7 +174,7 @@ def mirrored(images: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def diffusion_sampler(network: ConditionalDiffusion, precision: str = "auto") -> KDESampler:
-    """A diffusion model as a KDESampler: p(y | x, ŷ) if it was built to see frames, else p(y | ŷ); see `sample_kde`.
+    """A diffusion model as a KDESampler: p(y | x, ŷ), or p(y | ŷ) in the published form; see `sample_kde`.
 
     precision: of the network's convolutions, as in `localize_movie`.
     """

@@ -1,6 +1,6 @@
 """Localizations with standard deviations, and with the probability that each of them is real.
 
-The localizations are the peaks of ŷ, as in `movie`. Samples of p(y | ŷ) around each of them show what else the frame
+The localizations are the peaks of ŷ, as in `movie`. Samples of p(y | x, ŷ) around each of them show what else the frame
 may contain: the share of the samples that have an emitter there, and how much its position varies between them. Where
 it is affordable, draws from the exact posterior p(y | x) can take the place of the samples, see `exact`.
 """
