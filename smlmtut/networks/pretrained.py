@@ -22,7 +22,7 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "deepstorm-2d": "8ccbff15698df0e9edf9aeb48dfbe0b4e1d850915b076cbf40eb3d2e61167a76",
     "cddpm-2d": "7092f287318231f44a6b40e58c8938d71cc3f0059678029246cef65424029ab5",
     "cddpm-2d-published": "24ca1059113c3bb21ca2a97a928c6258c931991992f06f7fe3b92c1f36d450b5",
-    "gaussian-2d": "2bda073b5cb9b6225b3c5be33af6dbae9c9c87190b0180fa4296d5f612aa7a12",
+    "gaussian-2d": "e9d7265c917591d9261064a70d1ae6151e73c3cadbfbc177cc605820c79e235d",
     "engression-2d": "373541534f469a0902a67e1d5c7ea5ab84d07c3f8b95b741b9a273b6af6e4e77",
     "emitters-2d": "9d8e36c95cb43024eef90613b1d43b3678e077b7bb8f967e3aec2a70b34aa746",
 }
