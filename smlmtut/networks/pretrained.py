@@ -24,7 +24,7 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "cddpm-2d-published": "24ca1059113c3bb21ca2a97a928c6258c931991992f06f7fe3b92c1f36d450b5",
     "gaussian-2d": "e9d7265c917591d9261064a70d1ae6151e73c3cadbfbc177cc605820c79e235d",
     "engression-2d": "373541534f469a0902a67e1d5c7ea5ab84d07c3f8b95b741b9a273b6af6e4e77",
-    "emitters-2d": "9d8e36c95cb43024eef90613b1d43b3678e077b7bb8f967e3aec2a70b34aa746",
+    "emitters-2d": "0f7fb4c6c1f23337a5a54bb661661598d6a08d9ec2495bd51de41157b2ce4af3",
 }
 
 SUFFIX = ".safetensors"
