@@ -33,6 +33,8 @@ from torch import Tensor
 from torch.utils import _pytree, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from smlmtut.networks import precision
+
 NAME = "fakegpu"
 DEVICE = torch.device("privateuseone", 0)  # the slot that torch keeps for devices of others; it is renamed to NAME
 TRANSFERS = ("aten::copy_", "aten::_to_copy", "aten::_copy_from")
@@ -239,6 +241,8 @@ def _start() -> None:
     install()
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    # on a CPU with bf16 instructions "auto" would compare two precisions, since the other device has none
+    precision.cpu_has_bf16 = lambda: False
 
 
 def _run(module: str, name: str, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -29,13 +29,6 @@ from smlmtut.networks import precision, pretrained, recipes, training
 from smlmtut.networks.settings import TrainingSettings
 from tools.run_chapters import ROOT
 
-
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch):
-    """On a CPU with bf16 instructions, where the other device has none, "auto" would compare two precisions."""
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
-
-
 # -- the device is as strict as CUDA -------------------------------------------------------------------------
 MIXED = "Expected all tensors to be on the same device"
 GENERATOR = "Expected a '.*' device type for generator but found '.*'"
