@@ -2,6 +2,7 @@
 
     python benchmarks/reference_posteriors.py make --folder runs/reference           # resumable; hours on one core
     python benchmarks/reference_posteriors.py make --folder runs/reference --part test
+    python benchmarks/reference_posteriors.py make --folder runs/reference --share 0 2       # and 1 2: two processes
     python benchmarks/reference_posteriors.py make --folder runs/held --seed 12345   # a part that nobody has seen
     python benchmarks/reference_posteriors.py report --folder runs/reference         # kept, left out, certificates
     python benchmarks/reference_posteriors.py jumps                                  # what jumps to the modes buy
@@ -262,14 +263,26 @@ def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
     return [(part, *rest) for part, _, *rest in sorted(out)]
 
 
-def make(folder: Path, seed: int | None, threads: int, only: str | None = None) -> None:
+def groups(seed: int | None, only: str | None, share: tuple[int, int] = (0, 1)) -> list[list[tuple]]:
+    """Files of one class that are drawn side by side, of one part or all; every n-th group from the i-th."""
+    all_jobs = [job for job in jobs(seed) if only in (None, job[0])]
+    out = []
+    while all_jobs:
+        some = [job for job in all_jobs if job[:2] == all_jobs[0][:2]][:TOGETHER]
+        all_jobs = [job for job in all_jobs if job not in some]
+        out.append(some)
+    return out[share[0] :: share[1]]
+
+
+def make(
+    folder: Path, seed: int | None, threads: int, only: str | None = None, share: tuple[int, int] = (0, 1)
+) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs(seed) if only in (None, job[0]) and not path_of(folder, job).exists()]
-    while missing:
-        part, name = missing[0][:2]
-        some = [job for job in missing if job[:2] == (part, name)][:TOGETHER]
-        missing = [job for job in missing if job not in some]
+    missing = [[job for job in some if not path_of(folder, job).exists()] for some in groups(seed, only, share)]
+    missing = [some for some in missing if some]
+    for number, some in enumerate(missing):
+        name = some[0][1]
         began = time.perf_counter()
         places = [1000 * list(KINDS).index(name) + k for _, _, k, _ in some]
         own = some[0][3]
@@ -278,6 +291,7 @@ def make(folder: Path, seed: int | None, threads: int, only: str | None = None) 
         solved = solve_part(seen, name, step_generator(own, places[0], 1))
         notes = solved.pop("notes")
         spent = (time.perf_counter() - began) / len(notes)
+        left = sum(map(len, missing[number + 1 :]))
         for i, (job, known) in enumerate(zip(some, frames, strict=True)):
             of = slice(i * PART, (i + 1) * PART)
             part = {key: values[of] for key, values in solved.items()}
@@ -285,7 +299,7 @@ def make(folder: Path, seed: int | None, threads: int, only: str | None = None) 
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, notes=json.dumps(notes[of]), **known, **part)
             good = sum(not note["why_not"] for note in notes[of])
-            print(f"{path.name}, {good} of {PART} kept, {spent:.1f} s a frame; {len(missing)} to do", flush=True)
+            print(f"{path.name}, {good} of {PART} kept, {spent:.1f} s a frame; {left} to do", flush=True)
 
 
 def path_of(folder: Path, job: tuple[str, str, int, int]) -> Path:
@@ -324,13 +338,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="of a held part; none: dev and test")
     parser.add_argument("--part", choices=list(SEEDS), help="the only one that is made; none: both")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="process I of N")
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=["lone", "pair", "sparse"], help="of jumps")
     given = parser.parse_args()
     if given.command == "jumps":
         torch.set_num_threads(given.threads)
         what_jumps_are_worth(given.kinds)
     elif given.command == "make":
-        make(given.folder, given.seed, given.threads, given.part)
+        make(given.folder, given.seed, given.threads, given.part, tuple(given.share))
     else:
         report(given.folder)
 
