@@ -28,7 +28,7 @@ from smlmtut.networks.emitter_set import (
     draw_emitters,
     set_log_density,
 )
-from smlmtut.networks.engression import Engression, windowed_energy
+from smlmtut.networks.engression import WIDTHS, Engression, smooth, windowed_energy
 from smlmtut.networks.rivals import SNGP, Dropout, Ensemble, Gaussian, Quantiles
 from smlmtut.networks.unet import UNet
 
@@ -504,6 +504,18 @@ def test_the_windowed_energy_prefers_what_pixels_have_in_common():
     for other in others:
         gap = other - best
         assert gap.mean() > 5 * gap.std() / many**0.5
+
+
+def test_blurred_noise_is_standard_normal_and_looks_alike_everywhere():
+    """Its covariance is exp(−d²/(4 w²)), at any place of any frame, away from the border by a few widths w."""
+    noise = torch.eye(64 * 48).reshape(-1, 1, 64, 48)  # one pixel at a time: the images are the weights
+    weights = smooth(noise)[:, :, [0, 31, 34, 32, 32], [0, 20, 20, 24, 27]].double()  # (noise, widths, pixels)
+    covariance = torch.einsum("nwp,nwq->wpq", weights, weights)
+    torch.testing.assert_close(covariance.diagonal(dim1=1, dim2=2), torch.ones(3, 5).double())
+    for k, width in enumerate(WIDTHS[:2]):
+        expected = math.exp(-(9 / (4 * width**2)))  # three pixels apart, along either axis
+        assert float(covariance[k, 1, 2]) == pytest.approx(expected, abs=1e-3)
+        assert float(covariance[k, 3, 4]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_engression_finds_a_posterior_of_two_places():

@@ -14,18 +14,19 @@ from .condition import SCALE_UNIT, Condition, condition_on
 from .rivals import Rival, frame_weight
 
 WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
+WIDTHS = (1.0, 4.0, 16.0)  # sd of the blurs of the noise, super-resolved pixels: of a kernel, of a spot, of many
 SOFT = 1e-3  # a distance is √(rms² + SOFT²), whose slope is finite at 0; a score with it is proper as well
 
 
 class Engression(Rival):
-    """centre + scale · U-Net(noise, condition), with one image of noise for each draw, seen in blocks of all sizes."""
+    """centre + scale · U-Net(noise, condition), with one image of noise for each draw, seen blurred as well."""
 
     def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(1, channels, blocks, more=1 + len(WINDOWS))
+        super().__init__(1, channels, blocks, more=1 + len(WIDTHS))
 
     def draw(self, known: Condition, noise: Tensor) -> Tensor:
         """A draw for each image of noise, (B, 1, fH, fW) both."""
-        return known.centre + known.scale * self.trunk(torch.cat([known.inputs, noise, blocks(noise)], 1))
+        return known.centre + known.scale * self.trunk(torch.cat([known.inputs, noise, smooth(noise)], 1))
 
     def forward(self, batch: DiffusionBatch) -> Tensor:
         """The energy score of two draws, `windowed_energy`, weighted by `frame_weight`: ().
@@ -48,19 +49,23 @@ class Engression(Rival):
         return torch.cat(found, 1)
 
 
-def blocks(noise: Tensor) -> Tensor:
-    """Sums of noise over blocks of WINDOWS, standard normal as well: (B, 1, H, W) to (B, len(WINDOWS), H, W).
+def smooth(noise: Tensor) -> Tensor:
+    """Noise blurred by Gaussians of the WIDTHS, standard normal in each pixel: (B, 1, H, W) to (B, len(WIDTHS), H, W).
 
     What a draw decides for a molecule or for the whole frame, such as whether there is one, needs a number that all
-    pixels concerned have in common.
+    pixels concerned have in common. Such noise looks alike everywhere, in a frame of any size: it has no seams.
     """
     found = []
-    for side in WINDOWS:
-        size = (min(side, noise.shape[2]), min(side, noise.shape[3]))
-        coarse = F.avg_pool2d(noise, size, ceil_mode=True) * (size[0] * size[1]) ** 0.5
-        fine = coarse.repeat_interleave(size[0], 2).repeat_interleave(size[1], 3)
-        found.append(fine[:, :, : noise.shape[2], : noise.shape[3]])
+    for width in WIDTHS:
+        rows, columns = (_blur(n, width, noise) for n in noise.shape[2:])
+        found.append(rows @ noise @ columns.mT)
     return torch.cat(found, 1)
+
+
+def _blur(size: int, width: float, like: Tensor) -> Tensor:
+    """Gaussian weights along one axis, whose squares sum to 1 for each pixel, at the border too: (size, size)."""
+    place = torch.arange(size, dtype=torch.float32, device=like.device)
+    return F.normalize((-((place - place[:, None]) / width).square() / 2).exp(), dim=1).to(like.dtype)
 
 
 def windowed_energy(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
