@@ -178,7 +178,7 @@ def test_sample_writes_a_stack_for_each_frame(few, tmp_path):
     net = pretrained.load(few / "weights.safetensors")
     sample, _ = shipped_sampler(str(few / "diffusion.safetensors"), precision="no")
     with io.read_movie(few / "few.tif") as movie:
-        settings = SamplingSettings(3, window=32)
+        settings = SamplingSettings(3)
         drawn = sample_frames(movie, Camera(2.0, 100.0, 20.0), net, sample, settings, 1, 3)
         assert np.array_equal(images, torch.stack(list(drawn)).numpy())
 
@@ -538,7 +538,6 @@ def test_errors_are_one_line_and_code_2(folder, tmp_path):
         localize(folder, out, "--uncertainty", "--posterior", "cddpm-9d", code=2),
         localize(folder, out, "--uncertainty", "--samples", 1, code=2),
         run("sample", folder / "movie.tif", "-o", tmp_path / "samples.png", code=2),
-        run("sample", folder / "movie.tif", "-o", tmp_path / "samples.tif", "--window", 30, code=2),
         run("sample", folder / "movie.tif", "-o", tmp_path / "samples.tif", "--posterior", "cddpm-9d", code=2),
         run("render", tmp_path / "none.csv", "-o", tmp_path / "image.png", code=2),
         run("render", folder / "truth.csv", "-o", tmp_path / "image.gif", code=2),

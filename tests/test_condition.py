@@ -11,6 +11,7 @@ from smlmtut.estimation.joint import JointFit, fit_emitters
 from smlmtut.imaging.first_guess import peak_emitters
 from smlmtut.imaging.kde import kde_image, to_super_resolved
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.networks import condition
 from smlmtut.networks.cddpm import frame_input
 from smlmtut.networks.condition import CHANNELS, FLOOR, PHOTONS, SCALE_UNIT, STEPS, condition_on, fitted_kde
 from smlmtut.networks.inputs import input_electrons
@@ -113,6 +114,28 @@ def test_without_noise_the_centre_is_the_truth_wherever_the_peaks_of_the_estimat
     assert bool(((centre - y).abs() <= 0.05 * sd.amax((1, 2, 3), keepdim=True)).all())
     shown = (sd > 0.01).flatten(1).any(1)
     assert shown.tolist() == [True, True, False]
+
+
+def test_windows_of_a_large_frame_count_each_emitter_once(monkeypatch):
+    """Emitters everywhere, also where the windows' own parts meet: the centre of one fit to the whole frame, and its sd.
+
+    The background of a window is known from 256 pixels and not from 1924, which adds little to the sd of positions.
+    """
+    shape = (37, 52)
+    v, u = torch.meshgrid(torch.arange(1.0, 37, 5), torch.arange(1.0, 52, 5), indexing="ij")
+    for shift in (0.0, 0.3, 1.1, 2.5, 3.0):
+        places = [(u + shift).reshape(1, -1), (v + shift * 0.8).reshape(1, -1)]
+        inside = (places[0] < 51) & (places[1] < 36)
+        truth = Emitters(*places, torch.full_like(places[0], 1000.0), inside)
+        rate = expected_photons(truth, PSF(1.0), shape, BACKGROUND)
+        given = kde_image(truth, shape).repeat(2, 1, 1, 1), frame_input(rate[None].repeat(2, 1, 1, 1), 2.0)
+        centre, sd = fitted_kde(*given)
+        assert float((centre - given[0]).abs().max()) < 0.03
+        monkeypatch.setattr(condition, "SIDE", 64)
+        centre_of_one, sd_of_one = fitted_kde(*given)
+        monkeypatch.undo()
+        torch.testing.assert_close(centre, centre_of_one, rtol=0, atol=0.03)
+        torch.testing.assert_close(sd, sd_of_one, rtol=0.1, atol=3e-3)
 
 
 def test_of_emitters_apart_the_variances_add_up():

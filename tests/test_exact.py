@@ -20,6 +20,7 @@ from smlmtut.imaging import simulate
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.imaging.windows import Window
 from smlmtut.io import read_localizations
 from smlmtut.localize import (
     ProgressMismatch,
@@ -32,7 +33,6 @@ from smlmtut.localize import (
 )
 from smlmtut.localize.exact import ExactSettings
 from smlmtut.localize.progress import COLUMNS
-from smlmtut.localize.windows import Window
 from smlmtut.networks import pretrained
 from smlmtut.posterior import chain_posterior, count_prior, grid_posterior
 
@@ -162,7 +162,7 @@ def test_where_no_chain_is_trusted_the_sampler_gives_the_whole_answer():
     (_, table, same), *_ = localize_with_uncertainty(frames, Camera(), DOTS, Jitter(), exact=NEVER)
     assert not table[["exact", "r_hat", "effective_size"]].to_numpy().any()
     pd.testing.assert_frame_equal(table.iloc[:, : plain.shape[1]], plain)
-    np.testing.assert_allclose(sums, same, atol=1e-15)  # windows that are lit in their halo alone are not asked
+    np.testing.assert_allclose(sums, same, atol=1e-15)  # what has its answer is not asked for
 
 
 def test_the_images_are_of_the_draws_where_chains_answer(network):

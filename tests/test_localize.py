@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from smlmtut._files import held
 from smlmtut.estimation import fisher
 from smlmtut.evaluation import localization
-from smlmtut.imaging import kde, simulate
+from smlmtut.imaging import kde, simulate, windows
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters
 from smlmtut.io import read_localizations, read_movie, write_localizations, write_movie
-from smlmtut.localize import ProgressMismatch, files, localize_to_file, progress, windows
+from smlmtut.localize import ProgressMismatch, files, localize_to_file, progress
 from smlmtut.localize import frames as reading
 from smlmtut.localize import movie as localize
 from smlmtut.localize.files import image_paths, run_to_file

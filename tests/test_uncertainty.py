@@ -84,7 +84,7 @@ GRID = [(row, column) for row in range(3, 32, 8) for column in range(4, 32, 8)] 
 def test_the_samples_sd_and_probability_come_out():
     """320 localizations, 50 samples of each: positions from a Gaussian, and three of ten emitters dropped."""
     samples, sd, probability, many = 50, 0.11, 0.7, 320
-    table, _ = localized(dots(20, (32, 32), GRID), sample=Jitter(probability, sd), samples=samples, window=32)
+    table, _ = localized(dots(20, (32, 32), GRID), sample=Jitter(probability, sd), samples=samples)
     assert len(table) == many and list(table)[-3:] == ["u_sd", "v_sd", "probability"]
     share = math.sqrt(probability * (1 - probability) / samples)  # sd of one; tolerances are four sd of a mean
     assert table["probability"].mean() == pytest.approx(probability, abs=4 * share / math.sqrt(many))
@@ -150,20 +150,21 @@ def test_what_is_too_far_or_too_low_is_not_it():
     assert localized(frames, sample=moved, radius=1.6, peak=0.7)[0]["probability"].tolist() == [0]
 
 
-# -- windows -----------------------------------------------------------------------------------------------
+# -- regions -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("window", "halo"), [(8, 3), (12, 2), (16, 4)])
+@pytest.mark.parametrize("halo", [2, 4])
 @pytest.mark.parametrize("shape", [(24, 28), (21, 38), (9, 33), (8, 8)])
-def test_windows_change_nothing(shape, window, halo):
+def test_regions_change_nothing(shape, halo):
     """Samples that do not vary: rows as without samples, all certain, and the images in closed form.
 
-    Beyond the halo a kernel is below exp(−8²/2). A frame that is smaller than the window and no multiple of 4 sees the
-    kernels of its mirror image at its end.
+    Beyond the halo a kernel is below exp(−8²/2).
     """
-    places = [(row, column) for row in range(1, shape[0], 4) for column in range(2, shape[1], 4)]
+    places = [
+        (row, column) for row in range(1, shape[0], 4) for column in range(2, shape[1], 4) if row < 9 or column < 9
+    ]
     frames = np.concatenate([dots(1, shape, places, value) for value in range(1, 17)])  # everywhere in their pixels
-    table, sums = localized(frames, samples=2, window=window, halo=halo)
+    table, sums = localized(frames, samples=2, halo=halo)
     expected = pd.concat([t for _, t in localize_movie(frames, Camera(), DOTS)], ignore_index=True)
     pd.testing.assert_frame_equal(table[list(expected)], expected)
     assert len(table) == 16 * len(places) and (table["probability"] == 1).all() and table["u_sd"].max() == 0
@@ -173,26 +174,59 @@ def test_windows_change_nothing(shape, window, halo):
         for y in (-0.375, -0.125, 0.125, 0.375)
         for x in (-0.375, -0.125, 0.125, 0.375)
     ]
-    inner = tuple(slice(4 * n if n % 4 == 0 or n > window else 4 * n - 16) for n in shape)
-    np.testing.assert_allclose(sums[0][inner], torch.stack(images).sum(0)[inner], atol=1e-4)  # 16 float32 frames
+    np.testing.assert_allclose(sums[0], torch.stack(images).sum(0), atol=1e-4)  # 16 float32 frames
     assert sums[1].max() < 1e-10
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("shape", [(64, 80), (11, 50), (7, 9)])
+def test_regions_hold_what_is_lit_and_do_not_overlap(shape, share):
+    for seed in range(20):
+        lit = np.random.default_rng(seed).random(shape) < share
+        found = samples.regions(lit, 3)
+        owner = np.full(shape, -1)
+        for k, (rows, columns) in enumerate(found):
+            part = owner[slice(*rows), slice(*columns)]
+            assert (part == -1).all() and part.shape == (rows[1] - rows[0], columns[1] - columns[0])
+            assert all(n >= min(16, size) for n, size in zip(part.shape, shape, strict=True))
+            part[:] = k
+        for row, column in np.argwhere(lit):
+            near = owner[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
+            assert (near == owner[row, column]).all() and owner[row, column] >= 0
+        assert set(np.unique(owner[lit])) == set(range(len(found)))  # none without anything lit
+
+
+def test_samples_in_several_goes_have_the_moments_of_all(monkeypatch):
+    """A region too large for all of its samples at once: mean and variance of seven, asked for in threes."""
+    given = torch.rand(7, 48, 64, generator=torch.Generator().manual_seed(1))
+    asked = []
+
+    def slices(electrons, variance, y, samples, generator):
+        asked.append(samples)
+        return given[sum(asked[:-1]) : sum(asked)][None]
+
+    monkeypatch.setitem(samples.VALUES_AT_ONCE, "cpu", 3 * 48 * 64 + 5)
+    _, sums = localized(dots(1, (12, 16), [(6, 9)]), sample=slices, samples=7)
+    assert asked == [3, 3, 1]
+    np.testing.assert_allclose(sums[0], given.double().mean(0), rtol=1e-5)
+    np.testing.assert_allclose(sums[1], given.double().var(0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(20, 24), (21, 38), (50, 5)])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_the_sampler_gets_the_frame_as_it_is(shape, which):
-    """Photo-electrons, read variance and ŷ of each window, put together again."""
+    """Photo-electrons, read variance and ŷ of whole frames."""
     generator = torch.Generator().manual_seed(4)
     gain, offset, variance = (a + b * torch.rand(shape, generator=generator) for a, b in ((1, 2), (90, 20), (2, 30)))
     camera, frames, net = Camera(gain, offset, variance), movie(2, shape).astype(np.float32), network()
 
     def echo(*arguments):
         seen = arguments[which]
-        assert seen.shape[1] == 1 and all(n % 4 == 0 for n in arguments[0].shape[2:])
+        assert seen.shape[:2] == (1, 1)
         seen = seen if which == 2 else seen.repeat_interleave(4, 2).repeat_interleave(4, 3)
         return seen.expand(-1, arguments[3], -1, -1).clone()
 
-    drawn = list(sample_frames(frames, camera, net, echo, SamplingSettings(samples=2, window=16), start=1))
+    drawn = list(sample_frames(frames, camera, net, echo, SamplingSettings(samples=2), start=1))
     adu = torch.from_numpy(frames[1:])
     wanted = (to_photoelectrons(adu, camera), variance / gain**2, estimate_kde(net, adu, camera)[0])[which]
     wanted = wanted if which == 2 else wanted.reshape(1, *shape).repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -200,22 +234,7 @@ def test_the_sampler_gets_the_frame_as_it_is(shape, which):
     torch.testing.assert_close(drawn[0], wanted.expand(2, -1, -1), rtol=0, atol=1e-5)
 
 
-def test_what_lies_beyond_a_small_frame_is_its_mirror_image():
-    seen = []
-
-    def keep(*arguments):
-        seen.extend(arguments[:3])
-        return torch.zeros(1, 2, *arguments[2].shape[2:])
-
-    frames = movie(1, (10, 7)).astype(np.float32)
-    list(sample_frames(frames, CAMERA, network(), keep, SamplingSettings(samples=2)))
-    for image, f in zip(seen, (1, 1, 4), strict=True):
-        assert image.shape == (1, 1, 12 * f, 8 * f)
-        assert torch.equal(image[:, :, 10 * f :], image[:, :, 8 * f : 10 * f].flip(2))
-        assert torch.equal(image[..., 7 * f :], image[..., 6 * f : 7 * f].flip(3))
-
-
-def test_dark_windows_are_not_sampled():
+def test_the_dark_is_not_sampled():
     """ŷ counts as their mean, without variance, and an empty movie needs no sampler at all."""
     calls = []
 
@@ -224,8 +243,8 @@ def test_dark_windows_are_not_sampled():
         return Jitter(0.5)(electrons, variance, y, samples, generator)
 
     frames = dots(2, (64, 64), [(5, 5), (60, 60)])
-    table, sums = localized(frames, sample=counting, window=16)
-    assert sum(calls) == 4 and len(table) == 4  # each of the dots in one window of a frame
+    table, sums = localized(frames, sample=counting)
+    assert sum(calls) == 4 and len(table) == 4  # each of the dots in one region of a frame
     assert np.count_nonzero(sums[1]) < 64 * 64 and (sums[1][100:150] == 0).all()
     calls.clear()
     assert len(localized(np.zeros((3, 20, 20), np.float32), sample=counting)[0]) == 0 and not calls
@@ -243,7 +262,7 @@ def test_dark_windows_are_not_sampled():
 
 def to_file(path, frames, **more):
     good = {"camera": Camera(), "network": DOTS, "sampler": Jitter(0.8, 0.1), "pixel_size_nm": 100.0, "progress": False}
-    settings = SamplingSettings(**{"samples": 6, "window": 16, **more.pop("settings", {})})
+    settings = SamplingSettings(**{"samples": 6, **more.pop("settings", {})})
     return localize_to_file(path, frames, **{**good, "settings": settings, **more})
 
 
@@ -255,7 +274,7 @@ def content(path) -> list[bytes]:
 def test_the_files_are_what_localize_gives(tmp_path, suffix):
     frames, path = dots(5, (20, 24), [(5, 6), (12, 17)]), tmp_path / f"locs{suffix}"
     assert to_file(path, frames) == 10
-    table, sums = localized(frames, sample=Jitter(0.8, 0.1), samples=6, window=16)
+    table, sums = localized(frames, sample=Jitter(0.8, 0.1), samples=6)
     again = read_localizations(path, 100.0)
     assert list(again) == ["frame", "u", "v", "height", "mass", "u_sd", "v_sd", "probability"]
     for name in again:  # float32 in Picasso's
@@ -278,8 +297,8 @@ def test_one_seed_one_file(tmp_path):
         to_file(tmp_path / f"{name}.csv", frames, settings={"seed": seed})
     one, same, other = (content(tmp_path / f"{name}.csv") for name in "abc")
     assert one == same and all(x != y for x, y in zip(one, other, strict=True))
-    # windows and frames have random numbers of their own
-    table, _ = localized(frames, sample=Jitter(0.8, 0.1), samples=20, window=16)
+    # regions and frames have random numbers of their own
+    table, _ = localized(frames, sample=Jitter(0.8, 0.1), samples=20)
     assert table["u_sd"].nunique() == 6
 
 
@@ -315,7 +334,7 @@ def test_a_run_goes_on_with_the_same_random_numbers(broken_off):
         ({"threshold": 0.5}, "threshold"),
         ({"precision": "bf16"}, "precision"),
         ({"window": 100}, "window"),
-        ({"settings": {"window": 20}}, "sampling window"),
+        ({"settings": {"halo": 2}}, "sampling halo"),
     ],
 )
 def test_another_run_does_not_go_on(broken_off, change, name):
@@ -454,14 +473,11 @@ def test_a_diffusion_model_is_a_sampler():
     [
         ({"settings": {"samples": 1}}, "samples must be a whole number of at least 2, got 1"),
         ({"settings": {"seed": -1}}, "seed must be a whole number of at least 0"),
-        ({"settings": {"window": 18}}, "window must be a multiple of 4 px .* got 18"),
-        ({"settings": {"window": 8, "halo": 4}}, "larger than twice the halo of 4 px, got 8"),
         ({"settings": {"halo": 0}}, "halo must be a whole number of at least 1"),
         ({"settings": {"dark": -1.0}}, "dark must be finite and not negative"),
         ({"settings": {"dark": 0.5}}, "dark must be at most the threshold 0.25, got 0.5"),
         ({"settings": {"peak": math.nan}}, "peak must be finite and not negative"),
         ({"settings": {"radius": 0.0}}, "radius must be finite and positive"),
-        ({"frames": np.zeros((2, 3, 20))}, r"movie must have sides of at least 4 px, got \(3, 20\)"),
         ({"frames": np.zeros((20, 20))}, "movie must have 3 dimensions"),
         ({"camera": Camera(torch.ones(64, 64))}, r"movie must have the camera maps' size \(64, 64\)"),
         ({"threshold": -1.0}, "threshold must be finite and not negative"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smlmtut.networks import unet
 from smlmtut.networks.unet import ChannelNorm, SelfAttention, UNet, embed_log_snr
 
 
@@ -108,6 +109,24 @@ def test_the_embedding_tells_noise_levels_apart_where_that_of_the_root_of_gamma_
     assert float(bare.max()) < 0.06  # the table says .006 to .058
     # vectors of length √32 with nothing in common lie 8 apart; half of that cannot be missed
     assert float(ours.min()) > 4 and float(ours.max()) < 2 * math.sqrt(32)
+
+
+def test_tiles_change_nothing(monkeypatch):
+    """An image larger than a tile gives the same numbers, and no pixel sees farther than the reach."""
+    torch.manual_seed(0)
+    for blocks in (1, 2):
+        network = UNet(2, 1, (4, 4), blocks=blocks).eval().requires_grad_(False)
+        torch.nn.init.normal_(network.head.weight)
+        images, level = torch.randn(1, 2, 180, 236), torch.zeros(1)
+        whole = network(images, level)
+        monkeypatch.setattr(unet, "TILE", 132)
+        torch.testing.assert_close(network(images, level), whole, atol=1e-4 * float(whole.max()), rtol=0)
+        monkeypatch.undo()
+        images[..., 100, 120] += 100
+        moved = (network(images, level) != whole)[0, 0].nonzero() - torch.tensor([100, 120])
+        reach = network.reach
+        assert reach is not None and reach - 4 < int(moved.abs().max()) <= reach
+    assert UNet(1, attention=True).reach is None
 
 
 def test_neighbouring_levels_are_neighbours():

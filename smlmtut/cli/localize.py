@@ -161,13 +161,11 @@ def sample(
     frames: Annotated[int, typer.Option(help="Number of frames.")] = 1,
     samples: Annotated[int, typer.Option(help="Posterior samples of each frame.")] = 32,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
-    window: Annotated[int, typer.Option(help="Side of what is sampled at once, pixels: a multiple of 4.")] = 32,
 ) -> None:
     """Draw samples of what frames may contain: kernel density estimates of their emitters.
 
     The kernels have peak 1, and there are four pixels to a camera pixel. All samples are written to one TIFF file, a
-    stack of frames × samples images for which ImageJ shows two sliders. A frame that is larger than --window is sampled
-    in windows that are independent; where two of them meet, a sample may cut an emitter, or show it twice.
+    stack of frames × samples images for which ImageJ shows two sliders. Every frame is drawn in one go.
 
     Example: smlmtut sample movie.tif -o samples.tif --first 10 --frames 2 --samples 16 --camera camera.yaml
     """
@@ -184,7 +182,7 @@ def sample(
         with_suffix("output", output, TIFF_SUFFIXES)  # an error before the work, not after it
         check_folders(output)
         checked_seed(seed)
-        settings = SamplingSettings(samples=samples, seed=seed, window=window)
+        settings = SamplingSettings(samples=samples, seed=seed)
         stop = whole("first", first, 0) + whole("frames", frames)
         device, precision = device_from(networks.device), networks.precision.value
         with io.read_movie(movie) as file:

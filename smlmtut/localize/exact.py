@@ -23,10 +23,10 @@ from ..imaging.camera import Camera, to_photoelectrons
 from ..imaging.first_guess import peak_emitters
 from ..imaging.kde import kde_image
 from ..imaging.scenes import BACKGROUND, PHOTONS, SIGMA
+from ..imaging.windows import Window
 from ..networks.deepstorm import DeepSTORM
 from ..posterior import Draws, Prior, chain_posterior, count_prior, effective_size, split_r_hat
-from .samples import VALUES_AT_ONCE, Job
-from .windows import Window
+from .samples import VALUES_AT_ONCE, Job, merged
 
 # px, four sd of the PSF. With 3, sds of two emitters 3 to 5 px apart are 7 % larger along the line that joins them than
 # in one run over both; with 4, 3 %, of which half may be chance
@@ -85,7 +85,7 @@ class ExactSampler:
     def draw(self, adu: Tensor, y: Tensor, first: int) -> Iterator[tuple[list[Job], Tensor, Tensor]]:
         """Draws in the groups of a block of frames whose chains are trusted, some groups at a time; on the CPU.
 
-        adu, y, first: as in `WindowSampler.draw`. Groups that fit no crop are left out, as are those whose chains are
+        adu, y, first: as in `RegionSampler.draw`. Groups that fit no crop are left out, as are those whose chains are
         not trusted in the end. Without read noise, less than 0 photo-electrons, which rounding may give, count as 0.
         Yields windows, the draws' KDEs (b, chains · draws, f·h, f·w), and split-R̂ and effective size (2, b).
         """
@@ -171,13 +171,7 @@ def boxes(y: Tensor, factor: int, dark: float) -> list[tuple[slice, ...]]:
     """The own parts of the groups of a frame, by its ŷ (f·H, f·W): rectangles of camera pixels that do not overlap."""
     parts = ndimage.find_objects(np.asarray(ndimage.label(y.numpy() > dark, np.ones((3, 3)))[0]))  # type: ignore[index]
     found = [tuple(slice(s.start // factor, -(-s.stop // factor)) for s in part) for part in parts]
-    before = -1
-    while len(found) != before:  # rectangles that overlap or share a side become one
-        before, lit = len(found), np.zeros([n // factor for n in y.shape], dtype=bool)
-        for box in found:
-            lit[box] = True
-        found = ndimage.find_objects(ndimage.label(lit)[0])  # type: ignore[index]
-    return found
+    return merged(found, [n // factor for n in y.shape])
 
 
 def crop(box: tuple[slice, ...], side: int, shape: tuple[int, int]) -> Window:

@@ -14,11 +14,11 @@ from torch import Tensor
 from .._validate import non_negative, whole
 from ..imaging.camera import Camera
 from ..imaging.kde import MASS_REACH, to_coordinates
+from ..imaging.windows import spans, windows
 from ..networks.deepstorm import DeepSTORM, estimate_kde
 from ..networks.precision import chosen_precision
 from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .progress import COLUMNS
-from .windows import spans, windows
 
 WINDOW = 256  # camera pixels: larger windows overlap less, smaller ones fit into the cache
 FRAMES_AT_ONCE, PIXELS_AT_ONCE = 256, 1 << 22  # limits of a block: frames, camera pixels

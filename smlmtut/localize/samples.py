@@ -1,33 +1,36 @@
-"""Samples of the KDEs of a movie, drawn window by window.
+"""Samples of the KDEs of a movie, drawn region by region.
 
-A window sees `halo` pixels beyond its own part, except at the edges of the frame. Windows are sampled independently.
+A region is a rectangle of camera pixels around molecules that the dark separates from all others, and it is drawn in
+one go: no draw is put together from parts that do not know of each other. Where molecules are everywhere, it is the
+frame.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from .._memory import fitting
 from .._random import step_generator
 from .._validate import finite, non_negative, positive, whole
 from ..imaging.camera import Camera, to_photoelectrons
+from ..imaging.windows import Span, Window
 from ..networks import pretrained
 from ..networks.cddpm import CALLS, ConditionalDiffusion, frame_input, sample_kde
 from ..networks.deepstorm import DeepSTORM
 from ..networks.precision import AUTOCAST, chosen_precision
 from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .movie import WINDOW, frame_estimator
-from .windows import Window, windows
 
 # A function that draws samples of the KDE y given ŷ, or given ŷ and the frame:
 # photo-electrons (B, 1, H, W), read variance (B, 1, H, W), ŷ (B, 1, f·H, f·W), S, generator -> (B, S, f·H, f·W).
-# All tensors are on the generator's device; H and W are multiples of MULTIPLE.
+# All tensors are on the generator's device.
 KDESampler = Callable[[Tensor, Tensor, Tensor, int, torch.Generator], Tensor]
 
-MULTIPLE = 4  # camera pixels
+REGION = 16  # px, the smallest side of a region: that of the frames on which the networks were trained
 VALUES_AT_ONCE = {"cpu": 1 << 22, "other": 1 << 25}  # pixels of all samples that are asked for at once
 # super-resolved pixels that the diffusion model sees at once: 32 patches of 64 × 64 stay in a CPU's cache
 DIFFUSED_AT_ONCE = {"cpu": 1 << 17, "other": 1 << 21}
@@ -38,9 +41,9 @@ DIFFUSED_BYTES = 480  # that one of them takes. VALUES_AT_ONCE must not follow t
 class SamplingSettings:
     """How samples are drawn, and what counts as an emitter in them. Lengths are in camera pixels.
 
-    samples: S of each window. seed: the same seed gives the same samples.
-    window: side of a window, a multiple of 4. halo: what it sees beyond its own part, from 1 to less than half of it.
-    dark: windows in which ŷ is nowhere above this are not sampled; in an empty frame it rarely is.
+    samples: S of each region. seed: the same seed gives the same samples.
+    halo: what a region has beyond the pixels in which ŷ is above `dark`, at least.
+    dark: outside the regions ŷ is nowhere above this, and nothing is sampled; in an empty frame it rarely is.
     peak: lowest height of an emitter in a sample; its kernel has peak 1.
     radius: largest distance at which a localization and an emitter of a sample count as the same.
     Raises ValueError for a value out of its range.
@@ -48,8 +51,7 @@ class SamplingSettings:
 
     samples: int = 32
     seed: int = 0
-    window: int = 16  # as in the training of the diffusion model
-    halo: int = 3  # holds 99 % of the light of a spot
+    halo: int = 4  # holds the light of a spot, and what surrounds it
     dark: float = 0.01
     peak: float = 0.5
     radius: float = 1.0
@@ -58,21 +60,16 @@ class SamplingSettings:
         whole("samples", self.samples, 2)
         whole("seed", self.seed, 0)
         whole("halo", self.halo)  # the position of a peak can lie across the border from its brightest pixel
-        if whole("window", self.window) % MULTIPLE or self.window <= 2 * self.halo:
-            raise ValueError(
-                f"window must be a multiple of {MULTIPLE} px and larger than twice the halo of {self.halo} px, "
-                f"got {self.window}"
-            )
         non_negative("dark", self.dark)
         non_negative("peak", self.peak)
         positive("radius", self.radius)
 
 
-Job = tuple[int, Window]  # a window of a frame; the frame is counted from the start of its block
+Job = tuple[int, Window]  # a region of a frame; the frame is counted from the start of its block
 
 
-class WindowSampler:
-    """Draws samples in all windows of a movie's frames; shape: (H, W) of a frame."""
+class RegionSampler:
+    """Draws samples in the regions of a movie's frames; shape: (H, W) of a frame."""
 
     def __init__(
         self,
@@ -82,55 +79,97 @@ class WindowSampler:
         shape: tuple[int, int],
         settings: SamplingSettings,
     ) -> None:
-        if min(shape) < MULTIPLE:
-            raise ValueError(f"movie must have sides of at least {MULTIPLE} px, got {shape}")
         self.camera, self.sampler, self.shape, self.settings = camera, sampler, shape, settings
         self.factor = network.factor
-        # a frame that is smaller than a window is continued by its mirror image until its sides are multiples
-        self.size = [min(settings.window, -(-n // MULTIPLE) * MULTIPLE) for n in shape]
-        self.windows = windows(shape, self.size, settings.halo)
 
     def draw(
         self, adu: Tensor, y: Tensor, first: int, dark: float | None, answered: Tensor | None = None
     ) -> Iterator[tuple[list[Job], Tensor]]:
-        """Samples in all windows of a block of frames, some windows at a time.
+        """Samples in all regions of a block of frames, some at a time.
 
         adu: (n, H, W); y: their ŷ (n, 1, f·H, f·W). first: index of the first frame, which with the seed decides the
-            random numbers. dark: windows where ŷ is nowhere above this are left out; None: no window is.
-        answered: None, or (n, f·H, f·W) bool, where no samples are needed: windows in whose own part ŷ is above
-            `dark` only there are left out as well.
-        Yields windows, and their samples (b, S, f·h, f·w) without the mirrored pixels.
+            random numbers. dark: of the settings; None: whole frames are sampled, also dark ones.
+        answered: None, or (n, f·H, f·W) bool, where no samples are needed, whatever ŷ is.
+        Yields regions of one size, and their samples (b, s, f·h, f·w): all that were asked for, or of regions that are
+        too large for that a part, and then the others.
         Raises ValueError where the sampler returns another shape, or values that are not finite.
         """
-        f, (h, w), many = self.factor, self.size, self.settings.samples
+        jobs = self._jobs(y[:, 0], dark, answered)
         images = self._inputs(adu, y)
-        lit = y[:, 0] > (-math.inf if dark is None else dark)
-        jobs = [(i, window) for i in range(len(adu)) for window in self.windows if lit[i][*window.seen(f)].any()]
+        most = VALUES_AT_ONCE["cpu" if y.device.type == "cpu" else "other"]
+        for number, size in enumerate(sorted({window.size for _, window in jobs})):
+            alike = [job for job in jobs if job[1].size == size]
+            values = self.factor**2 * size[0] * size[1]  # of one sample
+            each = min(self.settings.samples, max(1, most // values))
+            at_once = max(1, most // (each * values))
+            for batch in range(0, len(alike), at_once):
+                some = alike[batch : batch + at_once]
+                seen = [
+                    torch.stack([x[i][:, *window.seen(scale)] for i, window in some])
+                    for x, scale in zip(images, (1, 1, self.factor), strict=True)
+                ]
+                generator = step_generator(self.settings.seed, first, (number << 16) + batch, y.device)
+                for start in range(0, self.settings.samples, each):
+                    yield some, self._samples(seen, min(each, self.settings.samples - start), generator)
+
+    def _jobs(self, y: Tensor, dark: float | None, answered: Tensor | None) -> list[Job]:
+        """The regions of frames with ŷ (n, f·H, f·W)."""
+        height, width = self.shape
+        if dark is None:
+            frame = Window((0, height), (0, width), (0, height), (0, width))
+            return [(i, frame) for i in range(len(y))]
+        lit = y > dark
         if answered is not None:
             lit &= ~answered.to(lit.device)
-            jobs = [(i, window) for i, window in jobs if lit[i][*window.own(f)].any()]
-        at_once = max(1, VALUES_AT_ONCE["cpu" if y.device.type == "cpu" else "other"] // (many * f * f * h * w))
-        inside = (slice(f * self.shape[0]), slice(f * self.shape[1]))
-        for batch in range(0, len(jobs), at_once):
-            some = jobs[batch : batch + at_once]
-            electrons, variance, estimate = (
-                torch.stack([x[i][:, *window.seen(scale)] for i, window in some])
-                for x, scale in zip(images, (1, 1, f), strict=True)
-            )
-            generator = step_generator(self.settings.seed, first, batch, y.device)
-            samples = self.sampler(electrons, variance, estimate, many, generator)
-            wanted = (len(some), many, f * h, f * w)
-            if tuple(samples.shape) != wanted:
-                raise ValueError(f"sampler must return shape {wanted}, got {tuple(samples.shape)}")
-            yield some, finite("samples", samples.detach().float())[..., *inside]
+        coarse = lit.unflatten(1, (height, -1)).unflatten(3, (width, -1)).any(4).any(2).cpu().numpy()  # (n, H, W)
+        return [
+            (i, Window(rows, columns, rows, columns))
+            for i, frame in enumerate(coarse)
+            for rows, columns in regions(frame, self.settings.halo)
+        ]
+
+    def _samples(self, seen: list[Tensor], many: int, generator: torch.Generator) -> Tensor:
+        electrons, variance, estimate = seen
+        samples = self.sampler(electrons, variance, estimate, many, generator)
+        wanted = (len(estimate), many, *estimate.shape[2:])
+        if tuple(samples.shape) != wanted:
+            raise ValueError(f"sampler must return shape {wanted}, got {tuple(samples.shape)}")
+        return finite("samples", samples.detach().float())
 
     def _inputs(self, adu: Tensor, y: Tensor) -> list[Tensor]:
-        """Photo-electrons, read variance and ŷ of whole frames, mirrored where a window is larger than the frame."""
+        """Photo-electrons, read variance and ŷ of whole frames."""
         electrons = to_photoelectrons(adu, self.camera).float()
         variance = torch.as_tensor(self.camera.read_variance_electrons, dtype=torch.float32).expand(electrons.shape)
-        more = [size - min(n, size) for n, size in zip(self.shape, self.size, strict=True)]
-        images = [mirrored(x[:, None].to(y.device), *more) for x in (electrons, variance)]
-        return [*images, mirrored(y, *(self.factor * n for n in more))]
+        return [*(x[:, None].to(y.device) for x in (electrons, variance)), y]
+
+
+def regions(lit: np.ndarray, halo: int, least: int = REGION) -> list[tuple[Span, Span]]:
+    """Rectangles (rows, columns) that do not overlap and hold all pixels of lit (H, W), with `halo` more on each side.
+
+    None has a side below `least`, where the frame is that large. Rectangles that overlap become one.
+    """
+    boxes = ndimage.find_objects(ndimage.label(lit, np.ones((3, 3)))[0])  # type: ignore[index]
+    wide = [tuple(_widened(s, halo, least, n) for s, n in zip(box, lit.shape, strict=True)) for box in boxes]
+    found = merged(wide, lit.shape)
+    return [((rows.start, rows.stop), (columns.start, columns.stop)) for rows, columns in found]
+
+
+def merged(boxes: list[tuple[slice, ...]], shape: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Rectangles of a frame (H, W) until none overlaps or shares a side with another: those that do become one."""
+    before = -1
+    while len(boxes) != before:
+        before, covered = len(boxes), np.zeros(shape, dtype=bool)
+        for box in boxes:
+            covered[box] = True
+        boxes = ndimage.find_objects(ndimage.label(covered)[0])  # type: ignore[index]
+    return boxes
+
+
+def _widened(span: slice, halo: int, least: int, size: int) -> slice:
+    """A span with a halo, at least so long and within 0 … size."""
+    length = min(max(least, span.stop - span.start + 2 * halo), size)
+    start = min(max(0, (span.start + span.stop - length) // 2), size - length)
+    return slice(start, start + length)
 
 
 def sample_frames(
@@ -145,32 +184,20 @@ def sample_frames(
 ) -> Iterator[Tensor]:
     """Samples of the whole KDE of frames `start` … `stop` − 1, frame by frame: (S, f·H, f·W) float32, on the CPU.
 
-    Windows are sampled independently, so where two of them meet, a sample may show half an emitter or the same one
-    twice. A window as large as the frame avoids this. Dark windows are sampled too. Arguments and errors: as in
-    `uncertainty.localize_with_uncertainty`, and ValueError for a range without frames.
+    Every frame is drawn in one go, dark or not. Arguments and errors: as in `uncertainty.localize_with_uncertainty`,
+    and ValueError for a range without frames.
     """
     settings = settings or SamplingSettings()
     length, height, width = movie_shape(movie, camera)
     stop = checked_stop(start, stop, length, least=1)
-    windows = WindowSampler(camera, network, sampler, (height, width), settings)
-    estimate, f = frame_estimator(network, camera, (height, width), WINDOW, precision), network.factor
+    whole_frames = RegionSampler(camera, network, sampler, (height, width), settings)
+    estimate = frame_estimator(network, camera, (height, width), WINDOW, precision)
 
     def frames() -> Iterator[Tensor]:
         for i, adu in frame_blocks(movie, camera, start, stop, 1, 1):
-            y = estimate(adu)
-            whole_frame = torch.empty(settings.samples, *y.shape[2:])
-            for jobs, samples in windows.draw(adu, y, i, None):
-                for (_, place), images in zip(jobs, samples.cpu(), strict=True):
-                    whole_frame[:, *place.own(f)] = images[:, *place.within(f)]
-            yield whole_frame
+            yield torch.cat([samples[0].cpu() for _, samples in whole_frames.draw(adu, estimate(adu), i, None)])
 
     return frames()
-
-
-def mirrored(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Images (n, 1, H, W) with `rows` more rows below and `columns` more columns to the right, mirrored at the edge."""
-    images = torch.cat([images, images.flip(2)[:, :, :rows]], 2)
-    return torch.cat([images, images.flip(3)[..., :columns]], 3)
 
 
 def diffusion_sampler(network: ConditionalDiffusion, precision: str = "auto") -> KDESampler:

@@ -15,16 +15,16 @@ from torch import Tensor
 from ..evaluation import localization
 from ..imaging.camera import Camera
 from ..imaging.kde import to_coordinates
+from ..imaging.windows import Span
 from ..networks.deepstorm import DeepSTORM
 from .exact import EXACT, ExactSampler, ExactSettings
 from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .movie import WINDOW, check_limits, find_peaks, frame_estimator
-from .samples import VALUES_AT_ONCE, Job, KDESampler, SamplingSettings, WindowSampler
-from .windows import Span
+from .samples import VALUES_AT_ONCE, Job, KDESampler, RegionSampler, SamplingSettings
 
 SAMPLED = ("u_sd", "v_sd", "probability")  # columns of a table that come from samples
 FRAMES_AT_ONCE, EXACT_AT_ONCE, PIXELS_AT_ONCE = 16, 64, 1 << 18  # limits of a block: frames, also with chains; pixels
-# they decide which random numbers a window gets
+# they decide which random numbers a region gets
 BLOCK_SIZES = (FRAMES_AT_ONCE, EXACT_AT_ONCE, PIXELS_AT_ONCE, VALUES_AT_ONCE)
 
 
@@ -45,7 +45,7 @@ def localize_with_uncertainty(
     """Localize a movie block by block, with standard deviations and probabilities from samples.
 
     sampler: draws KDEs, see `KDESampler`. settings: None, the defaults. Others: as in `localize_movie`, which gives the
-        same rows; `window` is for ŷ, `settings.window` for the samples.
+        same rows; `window` is for ŷ.
     exact: None, or how Markov chains draw from the exact posterior of groups of emitters, see `exact.py`. The sampler
         then answers only for groups that are too large and for those whose chains are not trusted. Of the chains all
         draws count, whatever `settings.samples`.
@@ -53,12 +53,12 @@ def localize_with_uncertainty(
         u_sd, v_sd: px, standard deviation of the emitter's position over the samples that have it, NaN where fewer
         than two have; probability: the share of the samples that have it. A sample has it where a peak of height
         `peak` or more is at most `radius` away; each peak counts for one localization only, nearest pairs first.
-        The sums, (2, f·H, f·W) float64, are of the samples' mean and of their variance. In a window that is not
-        sampled, since ŷ is nowhere above `dark`, the mean is ŷ and the variance 0.
+        The sums, (2, f·H, f·W) float64, are of the samples' mean and of their variance. Outside the regions that are
+        sampled, where ŷ is nowhere above `dark`, the mean is ŷ and the variance 0.
         With `exact` there are three columns more, exact: 1 where the chains answer, else 0; r_hat, effective_size: of
         the chains, 0 where the sampler answers.
-    Raises ValueError as `localize_movie` does, for a frame with a side below 4 px, for `dark` above the threshold, or
-        for samples of another shape or that are not finite.
+    Raises ValueError as `localize_movie` does, for `dark` above the threshold, or for samples of another shape or that
+        are not finite.
     """
     settings = settings or SamplingSettings()
     length, height, width = movie_shape(movie, camera)
@@ -66,7 +66,7 @@ def localize_with_uncertainty(
     check_limits(threshold, min_mass)
     if settings.dark > threshold:
         raise ValueError(f"dark must be at most the threshold {threshold:g}, got {settings.dark:g}")
-    windows = WindowSampler(camera, network, sampler, (height, width), settings)
+    regions = RegionSampler(camera, network, sampler, (height, width), settings)
     chains = None if exact is None else ExactSampler(camera, network, exact, settings.dark, settings.seed)
     estimate = frame_estimator(network, camera, (height, width), window, precision)
 
@@ -79,7 +79,7 @@ def localize_with_uncertainty(
                 for jobs, samples, certificate in chains.draw(adu, y, first):
                     moments.add(jobs, samples, exact=True)
                     matches.count(jobs, samples, first, certificate.numpy())
-            for jobs, samples in windows.draw(adu, y, first, settings.dark, None if exact is None else moments.exact):
+            for jobs, samples in regions.draw(adu, y, first, settings.dark, None if exact is None else moments.exact):
                 moments.add(jobs, samples)
                 matches.count(jobs, samples, first)
             sums = torch.stack([x.double().sum(0) for x in (moments.mean, moments.variance)]).numpy()
@@ -102,16 +102,27 @@ class Moments:
 
     def __init__(self, y: Tensor, factor: int) -> None:
         self.mean, self.factor = y[:, 0].cpu().clone(), factor  # (n, f·H, f·W)
-        self.variance, self.exact = torch.zeros_like(self.mean), torch.zeros(self.mean.shape, dtype=torch.bool)
+        self.squares, self.many = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        self.exact = torch.zeros(self.mean.shape, dtype=torch.bool)
+
+    @property
+    def variance(self) -> Tensor:
+        """(n, f·H, f·W), from the mean square around the mean."""
+        return self.squares * self.many / (self.many - 1).clamp(min=1)
 
     def add(self, jobs: list[Job], samples: Tensor, exact: bool = False) -> None:
-        """Take the moments of the samples (b, S, f·h, f·w) of some windows in their own parts."""
-        spread, middle = (x.cpu() for x in torch.var_mean(samples, 1))  # (b, f·h, f·w) each
-        for (i, place), v, m in zip(jobs, spread, middle, strict=True):
+        """Take the samples (b, S, f·h, f·w) of some regions in their own parts, beside those that these had before."""
+        new = samples.shape[1]
+        squares, middle = (x.cpu() for x in torch.var_mean(samples, 1, correction=0))  # (b, f·h, f·w) each
+        for (i, place), s, m in zip(jobs, squares, middle, strict=True):
             own, within = place.own(self.factor), place.within(self.factor)
-            for image, values in ((self.mean[i], m), (self.variance[i], v)):
-                image[own] = torch.where(self.exact[i][own], image[own], values[within])
-            self.exact[i][own] |= exact
+            mean, around, many, answered = (x[i][own] for x in (self.mean, self.squares, self.many, self.exact))
+            share = torch.where(answered, 0, new / (many + new))  # 1 for the first samples, whatever ŷ is
+            off = m[within] - mean
+            around.copy_((1 - share) * around + share * s[within] + share * (1 - share) * off.square())
+            mean += share * off
+            many += torch.where(answered, 0, new)
+            answered |= exact
 
 
 class Matches:
@@ -131,15 +142,15 @@ class Matches:
         self.certificate = np.zeros((2, len(table)))  # R̂ and effective size; 0 where samples are not exact
 
     def count(self, jobs: list[Job], samples: Tensor, first: int, certificate: np.ndarray | None = None) -> None:
-        """Count the matches in some windows, from their samples (b, S, f·h, f·w).
+        """Count the matches in some regions, from their samples (b, S, f·h, f·w).
 
-        first: index of the block's first frame. All localizations that a window sees are matched with its peaks, so
+        first: index of the block's first frame. All localizations that a region sees are matched with its peaks, so
         that neighbours cannot share a peak, but only those in its own part are counted.
         certificate: (2, b) split-R̂ and effective size of exact draws.
         """
         many, net = samples.shape[1], self.network
         found = to_coordinates(samples.flatten(0, 1)[:, None], net.factor, net.sigma, self.settings.peak)
-        image, u, v = (x.cpu().numpy() for x in (found.frame, found.u, found.v))  # image: window · S + sample
+        image, u, v = (x.cpu().numpy() for x in (found.frame, found.u, found.v))  # image: region · S + sample
         corner = np.array([(w.columns[0], w.rows[0]) for _, w in jobs], dtype=float)[image // many]
         seen = [self._inside(first + i, w.rows, w.columns) for i, w in jobs]
         mine = [self._inside(first + i, w.own_rows, w.own_columns) for i, w in jobs]
@@ -156,10 +167,11 @@ class Matches:
             localization.Points(image, u + corner[:, 0], v + corner[:, 1]),
             localization.Points(images, self.u[row], self.v[row]), 1.0, self.settings.radius,
         )  # fmt: skip
-        kept = counted[pairs.truth]
+        localization_of = pairs.truth.numpy()  # NumPy takes a tensor with one element for a number
+        kept = counted[localization_of]
         du, dv = (x.numpy()[kept] for x in (pairs.du, pairs.dv))
         for total, weight in zip(self.sums, (np.ones_like(du), du, dv, du**2, dv**2), strict=True):
-            total += np.bincount(row[pairs.truth][kept], weight, len(total))
+            total += np.bincount(row[localization_of][kept], weight, len(total))
 
     def table(self) -> pd.DataFrame:
         """The table with standard deviations, px, and probabilities."""

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._validate import rank, whole
+from ..imaging.windows import windows
 
 EMBEDDING = 64  # numbers in the embedding of the noise level, as in erratum 13
 # Frequencies of the embedding in radians per unit of the log-SNR. The log-SNR goes from about −15 to 15: the period of
 # the slowest wave, 50, is longer. Steps of the schedule are a few tenths apart: the fastest turns them into radians.
 SLOWEST, FASTEST = 1 / 8, 10.0
+TILE = 512  # super-resolved pixels: images with a larger side are computed in tiles, whose features fit into memory
 UNSHUFFLE = 2  # super-resolved pixels per pixel of the first level, along each axis
 
 
@@ -39,7 +41,7 @@ class UNet(nn.Module):
 
     inputs, outputs: channels of the images. channels: features at half and at a quarter of the resolution.
     blocks: residual blocks at a quarter of the resolution, twice: before and after the attention, if there is one.
-    Without, a pixel sees no farther than the convolutions reach, 34 super-resolved pixels with one block.
+    Without, a pixel sees no farther than `reach`.
     The weights of the last layer start at 0, and so does the output.
     Raises ValueError where a number is not a whole one of at least 1.
     """
@@ -84,6 +86,8 @@ class UNet(nn.Module):
             raise ValueError(
                 f"images must have {wanted} channels and sides that {least} divides, got shape {tuple(images.shape)}"
             )
+        if not self.training and self.reach is not None and max(images.shape[2:]) > TILE:
+            return self._in_tiles(images, log_snr)
         embedding = self.time_embedding(embed_log_snr(log_snr))  # (B, 4C)
         skip = self.encoder(self.stem(F.pixel_unshuffle(images, UNSHUFFLE)), embedding)  # (B, C, H/2, W/2)
         h = self.down(F.pixel_unshuffle(skip, 2))  # (B, C', H/4, W/4)
@@ -95,6 +99,22 @@ class UNet(nn.Module):
         for block in self.decoder:
             h = block(h, embedding)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), UNSHUFFLE)  # (B, outputs, H, W)
+
+    @property
+    def reach(self) -> int | None:
+        """Super-resolved pixels, a multiple of 4, from a pixel to the farthest that it depends on; None: to all."""
+        fine, coarse = 2 + 2 * (1 + len(self.decoder)), 2 * len(self.middle)  # convolutions at ½ and at ¼
+        return None if isinstance(self.attention, SelfAttention) else 2 * fine + 4 * coarse + 4
+
+    def _in_tiles(self, images: Tensor, log_snr: Tensor) -> Tensor:
+        """`forward`, from parts of the images that overlap by twice the reach: the same numbers up to rounding."""
+        step, (height, width) = 2 * UNSHUFFLE, images.shape[2:]
+        assert self.reach is not None
+        size = min(TILE, height) // step, min(TILE, width) // step
+        out = images.new_empty(len(images), self.architecture["outputs"], height, width)
+        for place in windows((height // step, width // step), size, self.reach // step):
+            out[:, :, *place.own(step)] = self(images[:, :, *place.seen(step)], log_snr)[:, :, *place.within(step)]
+        return out
 
 
 class ResidualBlock(nn.Module):

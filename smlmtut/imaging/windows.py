@@ -22,6 +22,11 @@ class Window:
     own_rows: Span
     own_columns: Span
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of what the window sees, (h, w)."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
     def seen(self, factor: int = 1) -> tuple[slice, slice]:
         """What the window sees, in an image of the frame."""
         return _scaled(self.rows, 0, factor), _scaled(self.columns, 0, factor)
