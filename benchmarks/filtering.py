@@ -28,7 +28,7 @@ from smlmtut.imaging.kde import render
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, present_mask
 from smlmtut.imaging.scenes import PHOTONS
 from smlmtut.imaging.structures import draw as draw_structure
-from smlmtut.localize.samples import SamplingSettings, diffusion_sampler
+from smlmtut.localize.samples import SamplingSettings, kde_sampler
 from smlmtut.localize.uncertainty import localize_with_uncertainty
 from smlmtut.networks import pretrained
 from smlmtut.networks.cddpm import ConditionalDiffusion
@@ -61,7 +61,7 @@ def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFra
     phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
     settings = SamplingSettings(samples, SEED)
     blocks = localize_with_uncertainty(
-        adu.numpy(), replace(camera, integer=False), phi, diffusion_sampler(network), settings, THRESHOLD
+        adu.numpy(), replace(camera, integer=False), phi, kde_sampler(network), settings, THRESHOLD
     )
     table = pd.concat([rows for _, rows, _ in blocks], ignore_index=True)
     inside = (emitters.u > -0.5) & (emitters.u < SHAPE[1] - 0.5) & (emitters.v > -0.5) & (emitters.v < SHAPE[0] - 0.5)

@@ -352,7 +352,7 @@ def test_samples_of_frames_come_back_to_the_cpu():
     camera, settings = Camera(2.0, 100.0, 5.0), localize.SamplingSettings(samples=2)
     images = {}
     for device in ("cpu", NAME):
-        sampler = localize.diffusion_sampler(small_diffusion().to(device))
+        sampler = localize.kde_sampler(small_diffusion().to(device))
         phi = small_deepstorm().to(device)
         with sdpa_kernel(SDPBackend.MATH):
             images[device] = list(localize.sample_frames(movie.to(device), camera, phi, sampler, settings))

@@ -68,10 +68,10 @@ def test_the_number_that_fits_is_the_number_computed_at_once(monkeypatch):
     monkeypatch.setattr(samples, "fitting", lambda n, each, device: asked.append((n, each)) or 2 * 64 * 64)
     monkeypatch.setattr(samples, "sample_kde", lambda *_, chunk: chunk)
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    chunk = samples.diffusion_sampler(network)(
+    chunk = samples.kde_sampler(network)(
         torch.ones(3, 1, 16, 16), torch.ones(3, 1, 16, 16), torch.zeros(3, 1, 64, 64), 5, torch.Generator()
     )
-    assert chunk == 2 and asked == [(samples.DIFFUSED_AT_ONCE["cpu"], samples.DIFFUSED_BYTES)]
+    assert chunk == 2 and asked == [(samples.DRAWN_AT_ONCE["cpu"], samples.DRAWN_BYTES)]
 
 
 def test_the_watch_counts_what_is_alive():
@@ -113,4 +113,4 @@ def test_a_camera_pixel_takes_no_more_than_is_assumed(architecture):
 @pytest.mark.parametrize("weights", ["cddpm-2d", "cddpm-2d-published"])
 def test_a_diffused_pixel_takes_no_more_than_is_assumed(weights):
     found = sample_bytes(pretrained.load(weights, kind=ConditionalDiffusion)) / 64**2
-    assert found <= samples.DIFFUSED_BYTES <= 2 * found
+    assert found <= samples.DRAWN_BYTES <= 2 * found

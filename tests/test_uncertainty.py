@@ -451,7 +451,7 @@ def test_a_diffusion_model_is_a_sampler():
         diffusion = ConditionalDiffusion(channels=(8, 8)).eval()
     generator = torch.Generator().manual_seed(1)
     x, y = torch.rand(2, 1, 4, 8, generator=generator), torch.rand(2, 1, 16, 32, generator=generator)
-    sample = samples.diffusion_sampler(diffusion, precision="no")
+    sample = samples.kde_sampler(diffusion, precision="no")
     drawn = sample(20 * x, 4 * torch.ones_like(x), y, 40, torch.Generator().manual_seed(2))
     assert drawn.shape == (2, 40, 16, 32)
     centre, scale, _ = condition_on(y, frame_input(20 * x, 4 * torch.ones_like(x)))

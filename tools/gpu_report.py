@@ -20,7 +20,7 @@ import torch
 from smlmtut._random import step_generator
 from smlmtut.estimation import fit_spots
 from smlmtut.imaging.scenes import draw_batch
-from smlmtut.localize import diffusion_sampler, localize_movie
+from smlmtut.localize import kde_sampler, localize_movie
 from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import ConditionalDiffusion
 from smlmtut.networks.precision import best_precision
@@ -76,7 +76,7 @@ def localizing(device: torch.device, size: Size) -> float:
 def sampling(device: torch.device, size: Size) -> float:
     """Posterior samples of 64 × 64 super-resolved pixels a second, 20 calls of the network each."""
     network = pretrained.load("cddpm-2d", device, ConditionalDiffusion)
-    sampler = diffusion_sampler(network, best_precision(device))
+    sampler = kde_sampler(network, best_precision(device))
     batch = draw_batch(recipes.reference_scene(), 4, (16, 16), step_generator(3, 0))
     x, variance = batch.electrons.to(device), batch.read_variance.to(device)
     y = pretrained.load("deepstorm-2d", device)(x, variance)

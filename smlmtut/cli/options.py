@@ -99,7 +99,7 @@ class NetworkOptions:
         "deepstorm-2d"
     )
     posterior: Annotated[
-        str, typer.Option(help="The diffusion model: the name of shipped weights, or a .safetensors file.")
+        str, typer.Option(help="What draws samples: the name of shipped weights, or a .safetensors file.")
     ] = "cddpm-2d"
     device: On = Device.auto
     precision: Annotated[

@@ -4,7 +4,7 @@ from .check import MovieCheck, check_movie
 from .files import image_paths, localize_to_file
 from .movie import localize_movie
 from .progress import ProgressMismatch
-from .samples import KDESampler, SamplingSettings, diffusion_sampler, sample_frames, shipped_sampler
+from .samples import KDESampler, SamplingSettings, kde_sampler, sample_frames, shipped_sampler
 from .uncertainty import localize_with_uncertainty
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "ProgressMismatch",
     "SamplingSettings",
     "check_movie",
-    "diffusion_sampler",
     "image_paths",
+    "kde_sampler",
     "localize_movie",
     "localize_to_file",
     "localize_with_uncertainty",

@@ -7,6 +7,7 @@ frame.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from .._memory import fitting
 from .._random import step_generator
-from .._validate import finite, non_negative, positive, whole
+from .._validate import choice, finite, non_negative, positive, whole
 from ..imaging.camera import Camera, to_photoelectrons
 from ..imaging.windows import Span, Window
 from ..networks import pretrained
 from ..networks.cddpm import CALLS, ConditionalDiffusion, frame_input, sample_kde
 from ..networks.deepstorm import DeepSTORM
+from ..networks.engression import Engression
 from ..networks.precision import AUTOCAST, chosen_precision
 from .frames import Frames, checked_stop, frame_blocks, movie_shape
 from .movie import WINDOW, frame_estimator
@@ -30,11 +32,13 @@ from .movie import WINDOW, frame_estimator
 # All tensors are on the generator's device.
 KDESampler = Callable[[Tensor, Tensor, Tensor, int, torch.Generator], Tensor]
 
+SAMPLER = "cddpm-2d"  # the shipped network that draws where no other is named
+SAMPLERS: dict[str, Any] = {"ConditionalDiffusion": ConditionalDiffusion, "Engression": Engression}
 REGION = 16  # px, the smallest side of a region: that of the frames on which the networks were trained
 VALUES_AT_ONCE = {"cpu": 1 << 22, "other": 1 << 25}  # pixels of all samples that are asked for at once
-# super-resolved pixels that the diffusion model sees at once: 32 patches of 64 × 64 stay in a CPU's cache
-DIFFUSED_AT_ONCE = {"cpu": 1 << 17, "other": 1 << 21}
-DIFFUSED_BYTES = 480  # that one of them takes. VALUES_AT_ONCE must not follow the memory: it decides what is drawn
+# super-resolved pixels that a network sees at once: 32 patches of 64 × 64 stay in a CPU's cache
+DRAWN_AT_ONCE = {"cpu": 1 << 17, "other": 1 << 21}
+DRAWN_BYTES = 480  # that one of them takes. VALUES_AT_ONCE must not follow the memory: it decides what is drawn
 
 
 @dataclass(frozen=True)
@@ -200,25 +204,32 @@ def sample_frames(
     return frames()
 
 
-def diffusion_sampler(network: ConditionalDiffusion, precision: str = "auto") -> KDESampler:
-    """A diffusion model as a KDESampler: p(y | x, ŷ), or p(y | ŷ) in the published form; see `sample_kde`.
+def kde_sampler(network: ConditionalDiffusion | Engression, precision: str = "auto") -> KDESampler:
+    """A network as a KDESampler: of p(y | x, ŷ), or of p(y | ŷ) in the published form of the diffusion model.
 
     precision: of the network's convolutions, as in `localize_movie`.
     """
 
     def sampler(electrons: Tensor, variance: Tensor, y: Tensor, samples: int, generator: torch.Generator) -> Tensor:
         lower = AUTOCAST[chosen_precision(precision, y.device)]
-        frame = frame_input(electrons, variance) if network.frame else None
-        at_once = fitting(DIFFUSED_AT_ONCE["cpu" if y.device.type == "cpu" else "other"], DIFFUSED_BYTES, y.device)
+        at_once = fitting(DRAWN_AT_ONCE["cpu" if y.device.type == "cpu" else "other"], DRAWN_BYTES, y.device)
         chunk = max(1, at_once // y[0].numel())
         with torch.autocast(y.device.type, lower, enabled=lower is not None):
+            if isinstance(network, Engression):
+                return network.sample(y, frame_input(electrons, variance), samples, generator, chunk)
+            frame = frame_input(electrons, variance) if network.frame else None
             return sample_kde(network, y, samples, generator, frame, chunk=chunk)
 
     return sampler
 
 
-def shipped_sampler(weights: str = "cddpm-2d", device: str = "cpu", precision: str = "auto") -> tuple[KDESampler, str]:
-    """The diffusion model of this name, or in this file, as a KDESampler; and a name that no other sampler has."""
-    network = pretrained.load(weights, device, ConditionalDiffusion)
+def shipped_sampler(weights: str = SAMPLER, device: str = "cpu", precision: str = "auto") -> tuple[KDESampler, str]:
+    """The network of this name, or in this file, as a KDESampler; and a name that no other sampler has.
+
+    Raises ValueError for another network than a diffusion model or an engression, and what `pretrained.load` raises.
+    """
+    kind = choice("class of the weights", pretrained.describe(weights)["class"], tuple(SAMPLERS))
+    network = pretrained.load(weights, device, SAMPLERS[kind])
     precision = chosen_precision(precision, torch.device(device))
-    return diffusion_sampler(network, precision), f"{pretrained.sha256(weights)}, {CALLS} calls, {precision}"
+    calls = CALLS if isinstance(network, ConditionalDiffusion) else 1
+    return kde_sampler(network, precision), f"{pretrained.sha256(weights)}, {calls} calls, {precision}"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._validate import whole
-from .cddpm import DiffusionBatch
+from .cddpm import CHUNK, DiffusionBatch
 from .condition import SCALE_UNIT, Condition, condition_on
 from .rivals import Rival, frame_weight
 
@@ -39,14 +39,16 @@ class Engression(Rival):
         return (frame_weight(batch.estimate)[:, 0, 0, 0] * score).mean() / SCALE_UNIT
 
     @torch.no_grad()
-    def sample(self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-        """(B, S, fH, fW), one call of the U-Net for each. Raises ValueError as Gaussian's does."""
-        known, shape, device = condition_on(estimate, frame), estimate.shape, estimate.device
-        found = [
-            self.draw(known, torch.randn(shape, generator=generator, device=device))
-            for _ in range(whole("samples", samples))
-        ]
-        return torch.cat(found, 1)
+    def sample(
+        self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator, chunk: int = CHUNK
+    ) -> Tensor:
+        """(B, S, fH, fW), one call of the U-Net for each, `chunk` at once. Raises ValueError as Gaussian's does."""
+        known, (height, width) = condition_on(estimate, frame), estimate.shape[2:]
+        shape = (len(estimate), whole("samples", samples), height, width)
+        out = torch.randn(shape, generator=generator, device=estimate.device).reshape(-1, 1, height, width)
+        for rows in torch.arange(len(out), device=out.device).split(whole("chunk", chunk)):
+            out[rows] = self.draw(Condition(*(x[rows // samples] for x in known)), out[rows])
+        return out.reshape(shape)
 
 
 def smooth(noise: Tensor) -> Tensor:
