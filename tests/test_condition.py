@@ -117,7 +117,7 @@ def test_without_noise_the_centre_is_the_truth_wherever_the_peaks_of_the_estimat
 
 
 def test_windows_of_a_large_frame_count_each_emitter_once(monkeypatch):
-    """Emitters everywhere, also where the windows' own parts meet: the centre of one fit to the whole frame, and its sd.
+    """Emitters everywhere, also where windows' own parts meet: the centre of one fit to the whole frame, and its sd.
 
     The background of a window is known from 256 pixels and not from 1924, which adds little to the sd of positions.
     """

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from skimage.feature import peak_local_max
 
 from smlmtut.imaging import first_guess
-from smlmtut.imaging.kde import kde_image, render, to_camera, to_coordinates, to_super_resolved
+from smlmtut.imaging.kde import kde_image, redrawn, render, to_camera, to_coordinates, to_super_resolved
 from smlmtut.imaging.psf import Emitters
 
 factors = st.integers(1, 8)
@@ -432,3 +432,32 @@ def test_peaks_come_back_as_emitters_frame_by_frame():
     assert first_guess.peak_emitters(torch.zeros(2, 1, 8, 8)).mask.tolist() == [[False], [False]]
     with pytest.raises(ValueError, match="photons must be finite and positive, got -1"):
         first_guess.peak_emitters(y, photons=-1.0)
+
+
+# -- drawn again -------------------------------------------------------------------------------------------
+
+
+def test_a_kde_drawn_again_is_itself():
+    """Emitters anywhere, also at the border, and two in one place: their peak has the mass of two."""
+    u, v = (
+        torch.tensor([[3.2, 8.06, 8.06, 0.1], [10.7, 15.3, 2.2, 7.0]]),
+        torch.tensor([[4.4, 12.3, 12.3, 1.0], [2.2, 8.8, 9.1, 0.0]]),
+    )
+    y = kde_image(Emitters(u, v, torch.ones_like(u)), (16, 20))
+    torch.testing.assert_close(redrawn(y), y, rtol=0, atol=0.01)
+
+
+def test_drawn_again_only_what_is_a_molecule_remains():
+    """A kernel of height 0.8 becomes one of height 1, one of height 0.4 goes, and so does noise in the dark."""
+    u, v = torch.tensor([[3.0, 12.0]]), torch.tensor([[4.0, 9.0]])
+    emitters = Emitters(u, v, torch.ones_like(u))
+    y = kde_image(emitters, (16, 16), weights=torch.tensor([[0.8, 0.4]]))
+    noisy = y + 0.03 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    wanted = kde_image(Emitters.single(3.0, 4.0, 1.0, torch.float32), (16, 16))
+    torch.testing.assert_close(redrawn(y), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(redrawn(noisy), wanted, rtol=0, atol=0.06)  # a place read to 0.1 px moves it by 0.06
+    assert not redrawn(torch.zeros(2, 1, 8, 8)).any()
+    torch.testing.assert_close(redrawn(y, threshold=0.2), kde_image(emitters, (16, 16)), rtol=0, atol=1e-5)
+    assert redrawn(y.double()).dtype == torch.float64
+    with pytest.raises(ValueError, match="sides that the factor 4 divides"):
+        redrawn(torch.zeros(1, 1, 8, 6))

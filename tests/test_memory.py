@@ -64,14 +64,14 @@ def test_the_number_that_fits_is_the_number_computed_at_once(monkeypatch):
     monkeypatch.setattr(fit, "fitting", lambda n, each, device: 40)
     fit.fit_spots(torch.full((100, 5, 5), 9.0), max_iterations=1)
     assert max(sizes) == 40
-    asked = []
+    asked, chunks = [], []
     monkeypatch.setattr(samples, "fitting", lambda n, each, device: asked.append((n, each)) or 2 * 64 * 64)
-    monkeypatch.setattr(samples, "sample_kde", lambda *_, chunk: chunk)
+    monkeypatch.setattr(samples, "sample_kde", lambda *_, chunk: chunks.append(chunk) or torch.zeros(3, 5, 64, 64))
     network = pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    chunk = samples.kde_sampler(network)(
+    samples.kde_sampler(network)(
         torch.ones(3, 1, 16, 16), torch.ones(3, 1, 16, 16), torch.zeros(3, 1, 64, 64), 5, torch.Generator()
     )
-    assert chunk == 2 and asked == [(samples.DRAWN_AT_ONCE["cpu"], samples.DRAWN_BYTES)]
+    assert chunks == [2] and asked == [(samples.DRAWN_AT_ONCE["cpu"], samples.DRAWN_BYTES)]
 
 
 def test_the_watch_counts_what_is_alive():

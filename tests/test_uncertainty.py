@@ -33,9 +33,10 @@ from smlmtut.localize import (
     samples,
     uncertainty,
 )
-from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sampling_schedule
+from smlmtut.networks.cddpm import ConditionalDiffusion, frame_input, sample_kde, sampling_schedule
 from smlmtut.networks.condition import condition_on
 from smlmtut.networks.deepstorm import estimate_kde
+from smlmtut.networks.engression import Engression
 
 DOTS: Any = Painted()  # ŷ is 1 on one super-resolved pixel of each bright camera pixel, and 0 elsewhere
 
@@ -452,17 +453,30 @@ def test_a_diffusion_model_is_a_sampler():
     generator = torch.Generator().manual_seed(1)
     x, y = torch.rand(2, 1, 4, 8, generator=generator), torch.rand(2, 1, 16, 32, generator=generator)
     sample = samples.kde_sampler(diffusion, precision="no")
-    drawn = sample(20 * x, 4 * torch.ones_like(x), y, 40, torch.Generator().manual_seed(2))
+    frame = frame_input(20 * x, 4 * torch.ones_like(x))
+    drawn = sample_kde(diffusion, y, 40, torch.Generator().manual_seed(2), frame)
     assert drawn.shape == (2, 40, 16, 32)
-    centre, scale, _ = condition_on(y, frame_input(20 * x, 4 * torch.ones_like(x)))
+    centre, scale, _ = condition_on(y, frame)
     z = (drawn - centre) / scale
     assert abs(float(z.mean())) < 4 / math.sqrt(z.numel())
     one = torch.ones(1, dtype=torch.float64)
     *_, end = samplers.dpm_solver(lambda z, gamma, _: gamma.sqrt() * z, sampling_schedule(), one)
     assert 0.97 < end.y.item() < 1.03
     assert float(z.std()) == pytest.approx(end.y.item(), rel=4 / math.sqrt(2 * z.numel()))
-    again = sample(20 * x, 4 * torch.ones_like(x), y, 40, torch.Generator().manual_seed(2))
-    assert torch.equal(drawn, again)
+    given = sample(20 * x, 4 * torch.ones_like(x), y, 40, torch.Generator().manual_seed(2))
+    assert torch.equal(given, kde.redrawn(drawn.reshape(80, 1, 16, 32)).reshape(drawn.shape))
+
+
+def test_engression_is_a_sampler():
+    """The samples are its draws as KDEs, whatever number of them is computed at once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Engression((8, 8)).eval()
+    generator = torch.Generator().manual_seed(1)
+    x, y = 20 * torch.rand(2, 1, 4, 8, generator=generator), torch.rand(2, 1, 16, 32, generator=generator)
+    drawn = network.sample(y, frame_input(x, x), 5, torch.Generator().manual_seed(2), chunk=3)
+    given = samples.kde_sampler(network, precision="no")(x, x, y, 5, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(given, kde.redrawn(drawn.reshape(10, 1, 16, 32)).reshape(drawn.shape))
 
 
 # -- bad input ---------------------------------------------------------------------------------------------

@@ -142,6 +142,30 @@ def _patches(padded: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tens
     return padded[frame[:, None, None], (row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]]
 
 
+def redrawn(y: Tensor, factor: int = 4, sigma: float = 1.0, threshold: float = 0.5) -> Tensor:
+    """KDEs of the emitters that images show: (B, 1, f·H, f·W), in the type of y.
+
+    Each peak of y above the threshold becomes a kernel, or several of them where its mass is nearer to that of several.
+    What a network draws is near a KDE but seldom one: noise in the dark goes, and so do kernels of odd height. Other
+    arguments and errors as in `to_coordinates`.
+    """
+    found = to_coordinates(y, factor, sigma, threshold)
+    height, width = y.shape[2:]
+    near = torch.arange(-math.ceil(REACH * sigma), math.ceil(REACH * sigma) + 1, device=y.device)
+    places, along = [], []
+    for at in (found.v, found.u):
+        s = to_super_resolved(at, factor)[:, None]
+        pixel = s.round().long() + near
+        places.append(pixel)
+        along.append((-((pixel - s) / sigma).square() / 2).exp())
+    light = found.mass.round().clamp(min=1)[:, None, None] * along[0][:, :, None] * along[1][:, None, :]  # (K, n, n)
+    row, column = places[0][:, :, None], places[1][:, None, :]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    index = (found.frame[:, None, None] * height + row) * width + column
+    out = torch.zeros_like(y).flatten()
+    return out.index_add_(0, index[inside], light[inside].to(out)).reshape(y.shape)
+
+
 def _plateaus(highest: Tensor, equal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Groups of touching maxima, which are equal: frame, first row and column, and further rows and columns, (K,) each.
 
