@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -263,7 +264,9 @@ def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
     return [(part, *rest) for part, _, *rest in sorted(out)]
 
 
-def groups(seed: int | None, only: str | None, share: tuple[int, int] = (0, 1)) -> list[list[tuple]]:
+def groups(
+    seed: int | None, only: str | None, share: tuple[int, int] = (0, 1), kinds: Sequence[str] = tuple(KINDS)
+) -> list[list[tuple]]:
     """Files of one class that are drawn side by side, of one part or all; every n-th group from the i-th."""
     all_jobs = [job for job in jobs(seed) if only in (None, job[0])]
     out = []
@@ -271,15 +274,20 @@ def groups(seed: int | None, only: str | None, share: tuple[int, int] = (0, 1)) 
         some = [job for job in all_jobs if job[:2] == all_jobs[0][:2]][:TOGETHER]
         all_jobs = [job for job in all_jobs if job not in some]
         out.append(some)
-    return out[share[0] :: share[1]]
+    return [some for some in out[share[0] :: share[1]] if some[0][1] in kinds]
 
 
 def make(
-    folder: Path, seed: int | None, threads: int, only: str | None = None, share: tuple[int, int] = (0, 1)
+    folder: Path,
+    seed: int | None,
+    threads: int,
+    only: str | None = None,
+    share: tuple[int, int] = (0, 1),
+    kinds: Sequence[str] = tuple(KINDS),
 ) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [[job for job in some if not path_of(folder, job).exists()] for some in groups(seed, only, share)]
+    missing = [[job for job in some if not path_of(folder, job).exists()] for some in groups(seed, only, share, kinds)]
     missing = [some for some in missing if some]
     for number, some in enumerate(missing):
         name = some[0][1]
@@ -339,13 +347,13 @@ def main() -> None:
     parser.add_argument("--part", choices=list(SEEDS), help="the only one that is made; none: both")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="process I of N")
-    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=["lone", "pair", "sparse"], help="of jumps")
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS), help="classes of frames")
     given = parser.parse_args()
     if given.command == "jumps":
         torch.set_num_threads(given.threads)
         what_jumps_are_worth(given.kinds)
     elif given.command == "make":
-        make(given.folder, given.seed, given.threads, given.part, tuple(given.share))
+        make(given.folder, given.seed, given.threads, given.part, tuple(given.share), given.kinds)
     else:
         report(given.folder)
 
