@@ -33,7 +33,7 @@ from smlmtut.evaluation import energy_score, spread_skill
 from smlmtut.evaluation.calibration import CLASSES, LEVELS, covered, pixel_class, tarp
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.first_guess import peak_emitters
-from smlmtut.imaging.kde import kde_image
+from smlmtut.imaging.kde import kde_image, redrawn
 from smlmtut.imaging.psf import Emitters
 from smlmtut.imaging.scenes import draw_batch
 from smlmtut.localize.exact import MARGIN, training_prior
@@ -53,6 +53,8 @@ AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is report
 FRAMES_AT_ONCE = 8
 SLOW = ("cddpm-2d-published",)  # scored only where they are named: 100 calls a sample
 RIVALS = {"gaussian-2d": Gaussian, "emitters-2d": EmitterSet, "engression-2d": Engression}
+DRAW_EMITTERS = ("fit", "modes", "emitters-2d")  # whose draws are KDEs
+AS_KDES = ", as KDEs"  # of a row of draws that were read as emitters and drawn again
 CLASSES_ASKED = (*KINDS, "prior")
 
 
@@ -314,14 +316,38 @@ Scored = tuple[dict[str, float], dict[str, Tensor]]
 
 def judged(method: Method, frames: Frames, kind: str, seed: int = 0) -> Scored:
     """Draw SAMPLES for each frame, some frames at a time, and score them; with the seconds a frame that it took."""
+    samples, spent = drawn_of(method, frames, seed)
+    row, each = score_prior(samples, frames) if kind == "prior" else score(samples, frames, kind)
+    return row | {"s a frame": spent}, each
+
+
+def judged_as_kdes(name: str, method: Method, frames: Frames, kind: str, seed: int = 0) -> dict[str, Scored]:
+    """The scores of a method that draws pixels, and of its draws read as emitters and drawn again, NAME + AS_KDES."""
+    samples, spent = drawn_of(method, frames, seed)
+    began = time.perf_counter()
+    again = redrawn(samples.flatten(0, 1)[:, None], FACTOR, SIGMA).reshape(samples.shape)
+    more = (time.perf_counter() - began) / len(frames)
+    found = {}
+    for label, images_, seconds in ((name, samples, spent), (f"{name}{AS_KDES}", again, spent + more)):
+        row, each = score_prior(images_, frames) if kind == "prior" else score(images_, frames, kind)
+        found[label] = (row | {"s a frame": seconds}, each)
+    return found
+
+
+def drawn_of(method: Method, frames: Frames, seed: int) -> tuple[Tensor, float]:
+    """SAMPLES draws for each frame, and the seconds a frame that they took."""
     began, drawn = time.perf_counter(), []
     for k, first in enumerate(range(0, len(frames), FRAMES_AT_ONCE)):
         some = frames.part(slice(first, first + FRAMES_AT_ONCE))
         drawn.append(method(some, SAMPLES, step_generator(seed, k)))
-    spent = (time.perf_counter() - began) / len(frames)
-    samples = torch.cat(drawn)
-    row, each = score_prior(samples, frames) if kind == "prior" else score(samples, frames, kind)
-    return row | {"s a frame": spent}, each
+    return torch.cat(drawn), (time.perf_counter() - began) / len(frames)
+
+
+def scored(name: str, method: Method, frames: Frames, kind: str) -> dict[str, Scored]:
+    """The rows of a method: two where it draws pixels."""
+    if name in DRAW_EMITTERS:
+        return {name: judged(method, frames, kind)}
+    return judged_as_kdes(name, method, frames, kind)
 
 
 def references(frames: Frames, kind: str) -> dict[str, Scored]:
@@ -350,7 +376,12 @@ def frames_of(
 def table(methods: dict[str, Method], asked: dict[str, Frames]) -> dict[str, dict[str, Scored]]:
     """Class → method → scores."""
     return {
-        kind: references(frames, kind) | {name: judged(method, frames, kind) for name, method in methods.items()}
+        kind: references(frames, kind)
+        | {
+            row: values
+            for name, method in methods.items()
+            for row, values in scored(name, method, frames, kind).items()
+        }
         for kind, frames in asked.items()
     }
 

@@ -123,7 +123,7 @@ def main() -> None:
     bakeoff.kept(bakeoff.table({}, asked), given.json)
     for name, method in bakeoff.chosen(methods, given.only).items():
         for kind, frames in asked.items():  # one by one, so that a run that is stopped keeps what it has
-            bakeoff.kept({kind: {name: bakeoff.judged(method, frames, kind)}}, given.json)
+            bakeoff.kept({kind: bakeoff.scored(name, method, frames, kind)}, given.json)
         print(f"{name} is scored", flush=True)
     print(table(json.loads(given.json.read_text(encoding="utf-8"))))
 

@@ -181,6 +181,23 @@ def test_the_exact_method_has_no_regret_and_the_prior_has(monkeypatch):
     assert bakeoff.score(half.exact, half, "crowded")[0]["mass spread–skill"] > 0
 
 
+def test_draws_with_noise_in_the_dark_are_better_as_kdes():
+    """Exact draws with a little noise: told from exact ones as they are, hardly once they are drawn again."""
+    known = frames()
+    half = bakeoff.Frames(known.inputs, known.estimate, known.exact[:, 32:], known.mean, known.sd, known.truth)
+
+    def of_part(some, samples, generator):
+        first = int((known.mean == some.mean[0]).flatten(1).all(1).nonzero()[0])
+        drawn = known.exact[first : first + len(some), :32]
+        return drawn + 0.06 * torch.randn(drawn.shape, generator=generator)
+
+    found = bakeoff.judged_as_kdes("noisy", of_part, half, "pair")
+    raw, again = (found[f"noisy{label}"][0] for label in ("", bakeoff.AS_KDES))
+    assert raw["energy regret"] > 0.1 > again["energy regret"]
+    assert raw["two-sample accuracy"] > 0.9 > 0.65 > again["two-sample accuracy"]
+    assert again["s a frame"] > raw["s a frame"]
+
+
 def test_prior_draws_cover_the_truth_and_a_narrow_sampler_does_not(monkeypatch):
     """The floor of the bake-off is calibrated against the truth: TARP lets it pass."""
     monkeypatch.setattr(bakeoff, "SAMPLES", 16)
