@@ -1,6 +1,7 @@
 """The parts that reference_posteriors.py drew, as the one file that ships.
 
     python benchmarks/reference_file.py --folder runs/reference --output smlmtut/reference/posteriors.h5
+    python benchmarks/reference_file.py --folder runs/reference --onto smlmtut/reference/posteriors.h5   # adds to it
 
 Only frames whose certificate holds are kept; how many were left out, and why, stays in the file. `protocol.md` says
 what the parts and classes are, `smlmtut/reference/posteriors.md` what is in the file. Prints its size and its SHA-256.
@@ -15,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from benchmarks.reference_posteriors import KEPT, KINDS
+from benchmarks.reference_posteriors import KEPT, KINDS, PART
 from smlmtut._files import replacing
 
 COPIED = ("adu", "gain", "offset", "read_variance", "background", "sigma", "truth_u", "truth_v", "truth_photons")
@@ -61,31 +62,62 @@ def stacked(parts: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def collect(folder: Path, output: Path, parts: tuple[str, ...] = ("dev", "test")) -> None:
-    """Write the file; ValueError where the folder has nothing."""
+def collect(folder: Path, output: Path, parts: tuple[str, ...] = ("dev", "test"), onto: Path | None = None) -> None:
+    """Write the file; onto: None, or an earlier one, whose frames come first, and whose parts are not added again.
+
+    Raises ValueError where the folder has nothing.
+    """
     groups = {f"{p}/{kind}": sorted(folder.glob(f"{p}-{kind}-*.npz")) for p in parts for kind in KINDS}
     if not any(groups.values()):
         raise ValueError(f"--folder must hold files that reference_posteriors.py made, got {folder}")
+    earlier = {group: held(onto, group) for group in groups}
     with replacing(output) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["draws_per_frame"] = KEPT
         for group, paths in groups.items():
-            arrays, left_out = gathered(paths)
+            first, left_out, files = earlier[group]
+            new = [path for path in paths if number_of(path) not in files]
+            arrays, more = gathered(new)
+            left_out.update(more)
+            files += [number_of(path) for path in new]
+            if first and arrays:
+                arrays = {name: stacked([first[name], arrays[name]]) for name in first}
+            arrays = arrays or first
             if not arrays:
                 continue
-            for name, values in arrays.items():
+            for name, values in sorted(arrays.items()):
                 # filters that every HDF5 library has; no time stamps, so that the same parts give the same bytes
                 file.create_dataset(f"{group}/{name}", data=values, compression="gzip", compression_opts=9,
                                     shuffle=True, track_times=False)  # fmt: skip
             file.require_group(group).attrs["left_out"] = json.dumps(left_out)
+            file.require_group(group).attrs["files"] = files
+
+
+def number_of(path: Path) -> int:
+    """The number of a file PART-CLASS-NUMBER.npz."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def held(path: Path | None, group: str) -> tuple[dict[str, np.ndarray], Counter, list[int]]:
+    """Arrays, what was left out, and the numbers of the files that a group of an earlier file was made of."""
+    if path is None:
+        return {}, Counter(), []
+    with h5py.File(path) as file:
+        found = file.get(group)
+        if not isinstance(found, h5py.Group):
+            return {}, Counter(), []
+        files = found.attrs.get("files", range(getattr(KINDS[group.split("/")[1]], group.split("/")[0]) // PART))
+        left_out = Counter(json.loads(str(found.attrs["left_out"])))
+        return {name: np.asarray(values) for name, values in found.items()}, left_out, [int(k) for k in files]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/reference"))
     parser.add_argument("--output", type=Path, default=Path("smlmtut/reference/posteriors.h5"))
+    parser.add_argument("--onto", type=Path, help="an earlier file, which keeps its frames; none: a new file")
     parser.add_argument("--parts", nargs="*", choices=["dev", "test"], default=["dev", "test"])
     given = parser.parse_args()
-    collect(given.folder, given.output, tuple(given.parts))
+    collect(given.folder, given.output, tuple(given.parts), given.onto)
     content = given.output.read_bytes()
     print(f"{given.output}: {len(content) / 1e6:.2f} MB, SHA-256 {hashlib.sha256(content).hexdigest()}")
 

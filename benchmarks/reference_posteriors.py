@@ -3,6 +3,7 @@
     python benchmarks/reference_posteriors.py make --folder runs/reference           # resumable; hours on one core
     python benchmarks/reference_posteriors.py make --folder runs/reference --part test
     python benchmarks/reference_posteriors.py make --folder runs/reference --share 0 2       # and 1 2: two processes
+    python benchmarks/reference_posteriors.py make --part test --beside smlmtut/reference/posteriors.h5  # what it lacks
     python benchmarks/reference_posteriors.py make --folder runs/held --seed 12345   # a part that nobody has seen
     python benchmarks/reference_posteriors.py report --folder runs/reference         # kept, left out, certificates
     python benchmarks/reference_posteriors.py jumps                                  # what jumps to the modes buy
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -284,10 +286,15 @@ def make(
     only: str | None = None,
     share: tuple[int, int] = (0, 1),
     kinds: Sequence[str] = tuple(KINDS),
+    beside: Path | None = None,
 ) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [[job for job in some if not path_of(folder, job).exists()] for some in groups(seed, only, share, kinds)]
+    here = [] if beside is None else files_in(beside)
+    missing = [
+        [job for job in some if not path_of(folder, job).exists() and path_of(folder, job).stem not in here]
+        for some in groups(seed, only, share, kinds)
+    ]
     missing = [some for some in missing if some]
     for number, some in enumerate(missing):
         name = some[0][1]
@@ -308,6 +315,18 @@ def make(
                 np.savez_compressed(file, notes=json.dumps(notes[of]), **known, **part)
             good = sum(not note["why_not"] for note in notes[of])
             print(f"{path.name}, {good} of {PART} kept, {spent:.1f} s a frame; {left} to do", flush=True)
+
+
+def files_in(path: Path) -> list[str]:
+    """The names PART-CLASS-NUMBER of the files that `reference_file.py` has packed into one."""
+    with h5py.File(path) as file:
+        return [
+            f"{part}-{name}-{k:02d}"
+            for part in SEEDS
+            for name, kind in KINDS.items()
+            if isinstance(group := file.get(f"{part}/{name}"), h5py.Group)
+            for k in group.attrs.get("files", range(getattr(kind, part) // PART))
+        ]
 
 
 def path_of(folder: Path, job: tuple[str, str, int, int]) -> Path:
@@ -346,6 +365,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="of a held part; none: dev and test")
     parser.add_argument("--part", choices=list(SEEDS), help="the only one that is made; none: both")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside", type=Path, help="file of reference_file.py, whose frames are not made again")
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="process I of N")
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS), help="classes of frames")
     given = parser.parse_args()
@@ -353,7 +373,7 @@ def main() -> None:
         torch.set_num_threads(given.threads)
         what_jumps_are_worth(given.kinds)
     elif given.command == "make":
-        make(given.folder, given.seed, given.threads, given.part, tuple(given.share), given.kinds)
+        make(given.folder, given.seed, given.threads, given.part, tuple(given.share), given.kinds, given.beside)
     else:
         report(given.folder)
 

@@ -122,3 +122,17 @@ def test_the_file_has_the_frames_that_were_kept(folder, tmp_path):
         torch.testing.assert_close(ours, wanted)
     with pytest.raises(ValueError, match="--folder must hold files"):
         packed.collect(tmp_path / "none", tmp_path / "c.h5")
+
+
+def test_a_file_grows_by_the_parts_that_it_lacks(folder, tmp_path):
+    """As on a machine that has the earlier file alone: the same frames as from all parts, and none is made twice."""
+    packed.collect(folder, tmp_path / "all.h5")
+    other = tmp_path / "later"
+    other.mkdir()
+    (folder / "dev-pair-01.npz").rename(other / "dev-pair-01.npz")
+    packed.collect(folder, tmp_path / "first.h5")
+    assert reference.files_in(tmp_path / "first.h5") == ["dev-pair-00"]
+    (other / "dev-pair-00.npz").write_bytes((folder / "dev-pair-00.npz").read_bytes())  # is not added again
+    packed.collect(other, tmp_path / "both.h5", onto=tmp_path / "first.h5")
+    assert reference.files_in(tmp_path / "both.h5") == ["dev-pair-00", "dev-pair-01"]
+    assert (tmp_path / "both.h5").read_bytes() == (tmp_path / "all.h5").read_bytes()
