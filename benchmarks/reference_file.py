@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from benchmarks.reference_posteriors import KEPT, KINDS, PART
+from benchmarks.reference_posteriors import KEPT, KINDS, files_of
 from smlmtut._files import replacing
 
 COPIED = ("adu", "gain", "offset", "read_variance", "background", "sigma", "truth_u", "truth_v", "truth_photons")
@@ -105,9 +105,8 @@ def held(path: Path | None, group: str) -> tuple[dict[str, np.ndarray], Counter,
         found = file.get(group)
         if not isinstance(found, h5py.Group):
             return {}, Counter(), []
-        files = found.attrs.get("files", range(getattr(KINDS[group.split("/")[1]], group.split("/")[0]) // PART))
         left_out = Counter(json.loads(str(found.attrs["left_out"])))
-        return {name: np.asarray(values) for name, values in found.items()}, left_out, [int(k) for k in files]
+        return {name: np.asarray(values) for name, values in found.items()}, left_out, files_of(found)
 
 
 def main() -> None:

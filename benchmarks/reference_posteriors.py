@@ -323,10 +323,16 @@ def files_in(path: Path) -> list[str]:
         return [
             f"{part}-{name}-{k:02d}"
             for part in SEEDS
-            for name, kind in KINDS.items()
+            for name in KINDS
             if isinstance(group := file.get(f"{part}/{name}"), h5py.Group)
-            for k in group.attrs.get("files", range(getattr(kind, part) // PART))
+            for k in files_of(group)
         ]
+
+
+def files_of(group: h5py.Group) -> list[int]:
+    """The numbers of the files that a class of a part was made of; a file without them has the first ones."""
+    frames = len(group["adu"]) + sum(json.loads(str(group.attrs["left_out"])).values())  # type: ignore[arg-type]
+    return [int(k) for k in group.attrs.get("files", range(frames // PART))]
 
 
 def path_of(folder: Path, job: tuple[str, str, int, int]) -> Path:

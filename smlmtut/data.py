@@ -18,7 +18,7 @@ from ._validate import choice
 
 FOLDER_VARIABLE = "SMLMTUT_DATA"
 POSTERIORS = Path(__file__).parent / "reference" / "posteriors.h5"
-POSTERIORS_SHA256 = "aa0857470739e833a7dd625054ddf4b3ea7000060ea8557d53fa78fb2550b81c"
+POSTERIORS_SHA256 = "3a0b2d41ef411aa9e33d5b8ffd60a01dab9f6f11426216c98c95831e39f1682c"
 RESULTS = Path(__file__).parent / "results"
 PARTS, KINDS = ("dev", "test"), ("lone", "pair", "sparse", "crowded")
 

@@ -143,6 +143,7 @@ def table(device: str = "cpu") -> list[Row]:
     )
     row("first_guess.peak_emitters", first_guess.peak_emitters, {"y": kde.kde_image(two, (9, 9))})
     row("kde.to_coordinates", kde.to_coordinates, {"y": kde.kde_image(two, (9, 9))})
+    row("kde.redrawn", kde.redrawn, {"y": kde.kde_image(two, (9, 9))})
     row(
         "kde.render",
         partial(kde.render, shape=(9, 9)),

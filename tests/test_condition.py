@@ -124,15 +124,14 @@ def test_windows_of_a_large_frame_count_each_emitter_once(monkeypatch):
     shape = (37, 52)
     v, u = torch.meshgrid(torch.arange(1.0, 37, 5), torch.arange(1.0, 52, 5), indexing="ij")
     for shift in (0.0, 0.3, 1.1, 2.5, 3.0):
-        places = [(u + shift).reshape(1, -1), (v + shift * 0.8).reshape(1, -1)]
-        inside = (places[0] < 51) & (places[1] < 36)
-        truth = Emitters(*places, torch.full_like(places[0], 1000.0), inside)
+        along, down = (u + shift).reshape(1, -1), (v + shift * 0.8).reshape(1, -1)
+        truth = Emitters(along, down, torch.full_like(along, 1000.0), (along < 51) & (down < 36))
         rate = expected_photons(truth, PSF(1.0), shape, BACKGROUND)
-        given = kde_image(truth, shape).repeat(2, 1, 1, 1), frame_input(rate[None].repeat(2, 1, 1, 1), 2.0)
-        centre, sd = fitted_kde(*given)
-        assert float((centre - given[0]).abs().max()) < 0.03
+        y, x = kde_image(truth, shape).repeat(2, 1, 1, 1), frame_input(rate[None].repeat(2, 1, 1, 1), 2.0)
+        centre, sd = fitted_kde(y, x)
+        assert float((centre - y).abs().max()) < 0.03
         monkeypatch.setattr(condition, "SIDE", 64)
-        centre_of_one, sd_of_one = fitted_kde(*given)
+        centre_of_one, sd_of_one = fitted_kde(y, x)
         monkeypatch.undo()
         torch.testing.assert_close(centre, centre_of_one, rtol=0, atol=0.03)
         torch.testing.assert_close(sd, sd_of_one, rtol=0.1, atol=3e-3)

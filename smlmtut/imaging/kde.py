@@ -149,6 +149,7 @@ def redrawn(y: Tensor, factor: int = 4, sigma: float = 1.0, threshold: float = 0
     What a network draws is near a KDE but seldom one: noise in the dark goes, and so do kernels of odd height. Other
     arguments and errors as in `to_coordinates`.
     """
+    y = valid.floating("y", y, 4)
     found = to_coordinates(y, factor, sigma, threshold)
     height, width = y.shape[2:]
     near = torch.arange(-math.ceil(REACH * sigma), math.ceil(REACH * sigma) + 1, device=y.device)
