@@ -65,7 +65,9 @@ def localize(folder, output, *more, movie="movie.tif", numbers=True, code=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [["simulate"], ["train", "deepstorm"], ["localize"], ["sample"], ["render"]])
+@pytest.mark.parametrize(
+    "command", [["simulate"], ["train", "deepstorm"], ["localize"], ["sample"], ["render"], ["measure"]]
+)
 def test_help_has_an_example_with_options_that_exist(command):
     text = run(*command, "--help")
     # options may be broken at a hyphen at the end of a line

@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from .localize import localize, sample
+from .measure import measure
 from .options import Pixel, check_folders, checked_seed, pair, plain_errors
 from .train import training_app
 
@@ -33,7 +34,7 @@ def main(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Single-molecule localization microscopy: simulate, train, localize, sample, render."""
+    """Single-molecule localization microscopy: simulate, measure, train, localize, sample, render."""
 
 
 class Layout(StrEnum):
@@ -122,6 +123,7 @@ def simulate(
 
 app.command()(localize)
 app.command()(sample)
+app.command()(measure)
 
 
 @app.command()

@@ -41,10 +41,17 @@ def train_deepstorm(
     folder: Folder,
     training: TrainingOptions,
     sensor: SensorOptions,
+    scene: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of `smlmtut measure`: the scene to train on.", show_default="the reference scene"),
+    ] = None,
     channels: Annotated[int | None, typer.Option(help="Features of the context module.", show_default="64")] = None,
     device: On = Device.auto,
 ) -> None:
     """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
+
+    With --scene the frames are drawn from that file's pixel size, PSF, photons, background and density instead, as a
+    round PSF; the file's numbers are kept in the metadata of the weights.
 
     Give the same command again to continue an interrupted run. Without a camera, the real maps of the book are used,
     which are downloaded once; of a file, --camera, the keys crop and pixel_size_nm are not used. The weights appear in
@@ -57,8 +64,14 @@ def train_deepstorm(
 
         architecture = {} if channels is None else {"channels": channels}
         settings = training.settings(recipes.SHIPPED)
-        recipe = recipes.deepstorm_2d(_scene(sensor), settings, **architecture)
-        _run(recipe, folder, device, "train deepstorm", {})
+        reference, metadata = _scene(sensor), {}
+        if scene is not None:
+            from ..io.scene_file import read_scene
+
+            described = read_scene(scene)
+            reference, metadata = described.scene(reference.camera), {"scene": described.numbers()}
+        recipe = recipes.deepstorm_2d(reference, settings, **architecture)
+        _run(recipe, folder, device, "train deepstorm", metadata)
 
 
 @training_app.command("diffusion")

@@ -1,0 +1,144 @@
+"""A training scene as a YAML file, which a user can read and change: units stand in the names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .._files import replacing, with_suffix
+from .._validate import instance, number, positive
+from ..imaging.camera import Camera
+from ..imaging.distributions import Distribution, LogUniform, Uniform, highest, lowest
+from ..imaging.scenes import Scene
+
+YAML_SUFFIXES = (".yaml", ".yml")
+KINDS = {"uniform": Uniform, "log_uniform": LogUniform}
+SAID = {
+    "pixel_size_nm": "side of a camera pixel",
+    "sigma_px": "sd of the PSF, camera pixels",
+    "ellipticity": "sigma along columns over sigma along rows; the scenes to train on have a round PSF",
+    "photons": "of an emitter in a frame, before the camera's quantum efficiency",
+    "background": "photons per pixel and frame",
+    "density_per_um2": "emitters per µm² and frame",
+}
+
+
+@dataclass(frozen=True)
+class SceneDescription:
+    """A scene as its file has it. A quantity is a number, a Uniform or a LogUniform.
+
+    sigma_px: camera pixels. photons: of an emitter in a frame; background: photons per pixel and frame, both before the
+    camera's quantum efficiency. density_per_um2: emitters per µm² and frame. ellipticity: σ_u/σ_v, which `scene` does
+    not use. measured: how the numbers were found: numbers, texts, lists and mappings of them. Nothing reads it.
+    Raises ValueError for a value out of its range.
+    """
+
+    pixel_size_nm: float
+    sigma_px: Distribution
+    photons: Distribution
+    background: Distribution
+    density_per_um2: Distribution
+    ellipticity: float = 1.0
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        number("ellipticity", self.ellipticity, positive)
+        instance("measured", self.measured, Mapping)
+        self.scene(Camera())  # whose checks are those of the other values
+
+    def scene(self, camera: Camera) -> Scene:
+        """The scene to train on, as that camera sees it."""
+        return Scene(
+            density=self.density_per_um2, photons=self.photons, background=self.background, sigma=self.sigma_px,
+            pixel_size_nm=self.pixel_size_nm, camera=camera,
+        )  # fmt: skip
+
+    def numbers(self) -> dict[str, Any]:
+        """The keys of the file and their values, but for `measured`: what JSON and YAML can hold."""
+        return {name: _plain(getattr(self, name)) for name in SAID}
+
+
+def write_scene(path: str | Path, scene: SceneDescription) -> None:
+    """Write a scene as YAML, with a comment for each quantity. An existing file is replaced whole or not at all.
+
+    Raises ValueError for another suffix than .yaml or .yml, or where `measured` holds what YAML cannot.
+    """
+    path = with_suffix("path", path, YAML_SUFFIXES)
+    lines = ["# A scene to train on. A quantity is a number, {uniform: [low, high]} or {log_uniform: [low, high]}."]
+    for name, value in instance("scene", scene, SceneDescription).numbers().items():
+        text = yaml.safe_dump({name: value}, default_flow_style=None, width=1000).strip()
+        lines.append(f"{text}  # {SAID[name]}")
+    try:
+        told = yaml.safe_dump({"measured": dict(scene.measured)}, allow_unicode=True, sort_keys=False, width=1000)
+    except yaml.YAMLError as error:
+        raise ValueError(f"measured must hold numbers, texts, lists and mappings: {error}") from error
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*lines, told if scene.measured else ""]), encoding="utf-8")
+
+
+def read_scene(path: str | Path) -> SceneDescription:
+    """Read a scene from a YAML file; `SceneDescription.scene` makes of it what training takes.
+
+    Raises ValueError, naming file, key and value, for a file that is not a YAML mapping, a key that is unknown or
+    missing, or a value that is no number or distribution or out of its range; FileNotFoundError where there is no file.
+    """
+    path = Path(path)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a YAML file: {error}") from error
+    names = [f.name for f in fields(SceneDescription)]
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} must hold keys and values, for instance 'sigma_px: 1.0', got {found!r}")
+    for key in found:
+        if key not in names:
+            raise ValueError(f"{path} must have the keys {', '.join(names)} only, got {key!r}")
+    missing = [name for name in names[:5] if name not in found]
+    if missing:
+        raise ValueError(f"{path} must have the keys {', '.join(names[:5])}, got no {', '.join(missing)}")
+    try:
+        values = {key: value if key == "measured" else _read(key, value) for key, value in found.items()}
+        return SceneDescription(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plain(value: Distribution) -> float | dict[str, list[float]]:
+    """A number of five digits, or a distribution as the file has it."""
+    if isinstance(value, Uniform | LogUniform):
+        kind = "uniform" if isinstance(value, Uniform) else "log_uniform"
+        return {kind: [_digits(lowest(value)), _digits(highest(value))]}
+    return _digits(value)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _read(key: str, value: Any) -> Distribution:
+    """The value of one key; ValueError where it is neither a number nor a distribution."""
+    wanted = f"{key} must be a number, {{uniform: [low, high]}} or {{log_uniform: [low, high]}}, got {value!r}"
+    if key in ("pixel_size_nm", "ellipticity"):
+        wanted = f"{key} must be a number, got {value!r}"
+    elif isinstance(value, dict):
+        kind, *more = value
+        ends = value[kind]
+        if more or kind not in KINDS or not isinstance(ends, list) or len(ends) != 2:
+            raise ValueError(wanted)
+        try:
+            return KINDS[kind](*(_number(end, wanted) for end in ends))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}" if key not in str(error) else str(error)) from error
+    return _number(value, wanted)
+
+
+def _number(value: Any, wanted: str) -> float:
+    """A number, also as a text: YAML 1.1 takes 2e3 for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(wanted)
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(wanted) from error
