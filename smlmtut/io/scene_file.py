@@ -68,8 +68,8 @@ def write_scene(path: str | Path, scene: SceneDescription) -> None:
     path = with_suffix("path", path, YAML_SUFFIXES)
     lines = ["# A scene to train on. A quantity is a number, {uniform: [low, high]} or {log_uniform: [low, high]}."]
     for name, value in instance("scene", scene, SceneDescription).numbers().items():
-        text = yaml.safe_dump({name: value}, default_flow_style=None, width=1000).strip()
-        lines.append(f"{text}  # {SAID[name]}")
+        text = ", ".join(f"{{{kind}: {ends}}}" for kind, ends in value.items()) if isinstance(value, dict) else value
+        lines.append(f"{name}: {text}  # {SAID[name]}")
     try:
         told = yaml.safe_dump({"measured": dict(scene.measured)}, allow_unicode=True, sort_keys=False, width=1000)
     except yaml.YAMLError as error:
@@ -123,9 +123,8 @@ def _read(key: str, value: Any) -> Distribution:
     if key in ("pixel_size_nm", "ellipticity"):
         wanted = f"{key} must be a number, got {value!r}"
     elif isinstance(value, dict):
-        kind, *more = value
-        ends = value[kind]
-        if more or kind not in KINDS or not isinstance(ends, list) or len(ends) != 2:
+        kind, ends = next(iter(value.items()), ("", None))
+        if len(value) != 1 or kind not in KINDS or not isinstance(ends, list) or len(ends) != 2:
             raise ValueError(wanted)
         try:
             return KINDS[kind](*(_number(end, wanted) for end in ends))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..estimation.fit import Fit, fit_spots
 from ..estimation.spots import cut_spots
 from ..imaging.psf import PSF, Emitters, expected_photons, rate_gradient
+from .check import lower_spread
 
 FIRST_SIGMA, PASSES = 1.2, 2  # px: in a band-pass of this width, spots of 0.7 to 2.5 px stand out; first looks
 FEW = 100  # windows that suffice for them
@@ -21,7 +22,7 @@ THRESHOLD = 4.0  # height of a candidate over the noise of the band-passed image
 FREE = 4.5  # sd of the PSF, and a pixel more, from any candidate: N = 5000 leaves 0.01 photons in a pixel there
 TILE, TILE_PIXELS = 16, 20  # px: side of the parts in which the background is seen; least number of free pixels
 BORDER = 3  # px along the windows' edges in which candidates are not counted
-MISFIT = 3.0  # sd by which χ² of a spot may exceed what is usual
+MISFIT = 2.5  # sd by which χ² of a spot, and its width, may exceed what is usual
 ENOUGH = 40  # isolated spots
 STEPS = 8  # of the fit with two widths, from the fit with one
 
@@ -44,18 +45,22 @@ class Background:
 
 @dataclass(frozen=True)
 class Spots:
-    """What n isolated spots show that one emitter explains.
+    """What isolated spots show that one emitter explains.
 
-    window: (n,). sigmas, sds: (n,) fitted widths and their claimed sd, px. ratios: (n,) σ_u/σ_v, NaN where that fit
-    failed. photons: (n,) N at the common width sigma, px. gain: growth of the variance of a pixel with its rate; 1 for
-    Poisson noise and spots of the PSF. rejected: share of the isolated spots that one emitter does not explain. counts:
-    (B,) candidates of each window within `area` px². seen_above: N from which on nine of ten emitters are found.
+    sigmas, sds: (m,) fitted widths and their claimed sd, px; width_window: (m,) their windows. The n spots below are
+    those that are not too wide. window: (n,). ratios: (n,) σ_u/σ_v, NaN where that fit failed; ratio_weights: (n,)
+    their information. photons: (n,) N at the common width sigma, px. gain: growth of the variance of a pixel with its
+    rate; 1 for Poisson noise and spots of the PSF. rejected: share of the isolated spots that one emitter does not
+    explain. counts: (B,) candidates of each window within `area` px². seen_above: N from which on nine of ten emitters
+    are found.
     """
 
-    window: np.ndarray
+    width_window: np.ndarray
     sigmas: np.ndarray
     sds: np.ndarray
+    window: np.ndarray
     ratios: np.ndarray
+    ratio_weights: np.ndarray
     photons: np.ndarray
     sigma: float
     gain: float
@@ -91,14 +96,20 @@ def look(x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray) -> tuple
     """
     found, background, seen_above = survey(x, v, sigma, level)
     fit, good, window, spots, noise = fitted(x, v, found, sigma, background.ratio)
-    sigma, spots, noise = common_width(fit, good), spots[good], noise[good]
+    sigma = common_width(fit, good)
+    # two that overlap are wide: of such spots the widths are kept, whose median hardly sees them, and nothing else
+    off = (fit.sigma - sigma) / fit.sigma_sd
+    good, wide = good & (off < MISFIT * lower_spread(off[good])), good
+    spots, noise = spots[good], noise[good]
     same = fit_spots(spots, sigma, read_variance=noise, start=fit.estimate[good, :4])
     inside = (found[:, 1:] >= BORDER) & (found[:, 1:] < np.array(x.shape[1:]) - BORDER)
     return background, Spots(
+        width_window=window[wide.numpy()],
+        sigmas=fit.sigma[wide].numpy(),
+        sds=fit.sigma_sd[wide].numpy(),
         window=window[good.numpy()],
-        sigmas=fit.sigma[good].numpy(),
-        sds=fit.sigma_sd[good].numpy(),
         ratios=two_widths(spots, noise, fit.estimate[good]),
+        ratio_weights=fit.sigma_sd[good].numpy() ** -2,
         photons=same.photons.numpy(),
         sigma=sigma,
         gain=growth(spots, noise, same, sigma),
@@ -172,14 +183,16 @@ def isolated(found: np.ndarray, shape: tuple[int, ...], half: int, radius: float
 def explained(fit: Fit, spots: Tensor, noise: Tensor, ratio: float) -> Tensor:
     """Bool (n,): converged, and χ² not MISFIT sd above what is usual for such an N.
 
-    The PSF of a microscope is never the model: its misfit grows as N. So the allowance does too, by the median of all
-    spots; a fixed limit would leave out the bright ones.
+    The PSF of a microscope is never the model: its misfit grows as N. So the allowance does too, by the misfit of the
+    best quarter of all spots; a fixed limit would leave out the bright ones.
     """
     pixels = spots[0].numel()
     expected = (pixels - 5) * ratio
     sd = ratio * (2 * pixels + (1 / (fit.background.clamp(min=0)[:, None, None] + noise)).sum((1, 2))).sqrt()
     excess = fit.chi_square - expected
-    usual = float((excess / fit.photons)[fit.converged].median().clamp(min=0)) if bool(fit.converged.any()) else 0.0
+    usual = (
+        float((excess / fit.photons)[fit.converged].quantile(0.25).clamp(min=0)) if bool(fit.converged.any()) else 0.0
+    )
     return fit.converged & (excess <= MISFIT * sd + 3 * usual * fit.photons)
 
 
@@ -248,7 +261,7 @@ def growth(spots: Tensor, noise: Tensor, fit: Fit, sigma: float) -> float:
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The value below which half of the weight lies."""
+    """The value below which half of the weight lies, interpolated between values."""
     order = np.argsort(values)
     below = np.cumsum(weights[order]) - weights[order] / 2
     return float(np.interp(below[-1] / 2 + weights[order][-1] / 4, below, values[order]))

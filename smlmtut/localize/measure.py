@@ -2,13 +2,13 @@
 
 `isolated` looks at windows of the movie. What such a look gets wrong (dim emitters are missed, two that overlap pass
 for one, a fit in strong background scatters) it gets wrong in the same way in a movie simulated from its own answer,
-the twin. So the answer is corrected by what comes out of the twin against what was put in, twice (indirect inference,
-Gouriéroux, Monfort and Renault 1993, J. Appl. Econometrics 8:S85). Where movie and twin still differ, the movie holds
-what the scene or the camera does not describe.
+the twin. So the answer is corrected by what comes out of the twin against what was put in, and so on (indirect
+inference, Gouriéroux, Monfort and Renault 1993, J. Appl. Econometrics 8:S85). Where movie and twin still differ, the
+movie holds what the scene or the camera does not describe.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .isolated import Background, Spots, first_look, look, weighted_median
 from .twin import LEVELS, Answer, shrunk
 
 WINDOWS, SIDE, LEAST_SIDE = 400, 64, 24  # looked at, at most; their largest and least side, px
-TWINS, RESAMPLES = 2, 100  # corrections; bootstrap samples for the errors
+TWINS, RESAMPLES = 3, 100  # corrections; bootstrap samples for the errors
 TOLD = {  # names of a MovieMeasure's numbers in the file
     "seen_above": "seen_above_photo_electrons", "spots": "isolated_spots", "noise": "noise_variance_over_foreseen",
     "gain": "variance_per_light_over_foreseen", "below": "share_far_below_offset",
@@ -36,7 +36,7 @@ ROUND, GAIN, REJECTED = 0.03, 0.15, 0.10  # differences from a round PSF, and fr
 
 @dataclass(frozen=True)
 class Range:
-    """A quantity with a distribution: its quantiles of 5, 50 and 95 %, and the standard error of the median."""
+    """A quantity with a distribution: low, median, high are its 5, 50 and 95 % quantiles; sd: the median's error."""
 
     low: float
     median: float
@@ -73,37 +73,30 @@ class MovieMeasure:
 
     @property
     def verdict(self) -> str:
-        """ "good", or the number of problems."""
+        """Either good, or the number of problems."""
         return "good" if not self.problems else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
 
     def description(self, pixel_size_nm: float, quantum_efficiency: float = 1.0) -> SceneDescription:
         """The scene for a file, in photons before the camera's quantum efficiency; `measured` holds the rest.
 
-        Each distribution is uniform, in the logarithm where that fits the median better. Raises ValueError where a
-        background below 0 leaves no scene.
+        Each distribution is uniform, in the logarithm where that fits the median better. σ ranges over its spread or
+        twice its standard error. A background below 0, of which `problems` tells, is 0 there.
         """
+        positive("quantum_efficiency", quantum_efficiency)
         width = max(self.sigma.high - self.sigma.median, 2 * self.sigma.sd)
-        ranges = {
-            "photons": (self.photons, quantum_efficiency), "background": (self.background, quantum_efficiency),
-            "density_per_um2": (self.density, 1.0),
+        quantities = {
+            "sigma_px": self.sigma, "ellipticity": self.ellipticity, "photo_electrons": self.photons,
+            "background_electrons": self.background, "density_per_um2": self.density,
         }  # fmt: skip
-        whole_range = {"sigma_px": self.sigma, "ellipticity": self.ellipticity, "density_per_um2": self.density}
-        in_electrons = {"photo_electrons": self.photons, "background_electrons": self.background}
-        measured = {
-            name: {
-                "median": _digits(x.median),
-                "sd": _digits(x.sd),
-                "from_5_to_95_percent": [_digits(x.low), _digits(x.high)],
-            }
-            for name, x in (whole_range | in_electrons).items()
-        }
-        told = ("seen_above", "spots", "noise", "gain", "below", "rejected", "expected")
+        measured = {name: {key: _digits(value) for key, value in asdict(x).items()} for name, x in quantities.items()}
         return SceneDescription(
             pixel_size_nm=pixel_size_nm,
             sigma_px=Uniform(self.sigma.median - width, self.sigma.median + width),
             ellipticity=self.ellipticity.median,
-            **{name: _distribution(x, efficiency) for name, (x, efficiency) in ranges.items()},
-            measured=measured | {TOLD[name]: _digits(getattr(self, name)) for name in told}
+            photons=_distribution(self.photons, quantum_efficiency),
+            background=_distribution(self.background, quantum_efficiency),
+            density_per_um2=_distribution(self.density, 1.0),
+            measured=measured | {told: _digits(getattr(self, name)) for name, told in TOLD.items()}
             | {"verdict": self.verdict, "problems": list(self.problems)},
         )  # fmt: skip
 
@@ -212,17 +205,17 @@ def _ranges(
         """Standard error of the weighted median."""
         return scale * float(np.std([weighted_median(values, weights * times[window]) for times in again]))
 
-    exact, sure = spots.sds**-2, np.isfinite(spots.ratios)
+    sure = np.isfinite(spots.ratios)
     spread, twin_spread = (lower_spread(torch.from_numpy((s.sigmas - s.sigma) / s.sds)) for s in (spots, twin_spots))
     own = 1.645 * math.sqrt(max(0.0, spread**2 - twin_spread**2)) * float(np.median(spots.sds))
     tiles = shrunk(background.tiles, background.noise) - answer.bias
-    sigma_sd = error(spots.sigmas, spots.window, exact)
-    round_sd = error(spots.ratios[sure], spots.window[sure], exact[sure])
+    sigma_sd = error(spots.sigmas, spots.width_window, spots.sds**-2)
+    round_sd = error(spots.ratios[sure], spots.window[sure], spots.ratio_weights[sure])
     quantiles = np.exp(np.interp((0.05, 0.5, 0.95), LEVELS, answer.log_photons))
     logs = np.log(spots.photons)
-    density = np.quantile(answer.density, (0.05, 0.5, 0.95)) / pixel**2
-    mean = answer.density.mean() / pixel**2
-    counted = scale * float(np.std([times @ spots.counts for times in again])) / spots.counts.sum()
+    mean = float(answer.density.mean()) / pixel**2
+    fewest, most = (float(np.quantile(answer.density, level)) / pixel**2 for level in (0.05, 0.95))
+    counted = scale * float(np.std([times @ spots.counts for times in again]) / spots.counts.sum())
     return {
         "sigma": Range(answer.sigma - own, answer.sigma, answer.sigma + own, sigma_sd),
         "ellipticity": Range(answer.ellipticity, answer.ellipticity, answer.ellipticity, round_sd),
@@ -230,13 +223,14 @@ def _ranges(
         "background": Range(
             *map(float, np.quantile(tiles, (0.05, 0.5, 0.95))), error(background.tiles, background.window)
         ),
-        "density": Range(float(density[0]), float(mean), float(density[2]), float(mean) * counted),
+        "density": Range(min(fewest, mean), mean, max(most, mean), mean * counted),
     }
 
 
 def _distribution(x: Range, efficiency: float) -> Uniform | LogUniform:
-    """Uniform with these quantiles of 5 and 95 %; uniform in the logarithm where that fits the median better."""
-    low, high = max(x.low, 0.0) / efficiency, max(x.high, 0.0) / efficiency
+    """Uniform with these quantiles of 5 and 95 %, at least a standard error away from the median; uniform in the
+    logarithm where that fits the median better."""
+    low, high = (max(end, 0.0) / efficiency for end in (min(x.low, x.median - x.sd), max(x.high, x.median + x.sd)))
     middle, beyond = x.median / efficiency, 1 / 18  # 5 % beyond either end of 90 %
     flat = Uniform(max(0.0, low - beyond * (high - low)), high + beyond * (high - low))
     if low <= 0 or abs(middle - (low + high) / 2) <= abs(middle - math.sqrt(low * high)):

@@ -70,10 +70,11 @@ def shrunk(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def log_quantiles(spots: Spots) -> np.ndarray:
+    """Logarithms of the quantiles LEVELS of N."""
     return np.log(np.quantile(spots.photons, LEVELS))
 
 
 def middle_ratio(spots: Spots) -> float:
     """The median σ_u/σ_v, weighted by the spots' information on σ."""
     sure = np.isfinite(spots.ratios)
-    return weighted_median(spots.ratios[sure], spots.sds[sure] ** -2)
+    return weighted_median(spots.ratios[sure], spots.ratio_weights[sure])
