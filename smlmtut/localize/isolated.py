@@ -18,7 +18,7 @@ from .check import lower_spread
 FIRST_SIGMA, PASSES = 1.2, 2  # px: in a band-pass of this width, spots of 0.7 to 2.5 px stand out; first looks
 FEW = 100  # windows that suffice for them
 SIGMAS = (0.5, 4.0)  # px: of the later band-passes
-THRESHOLD = 4.0  # height of a candidate over the noise of the band-passed image
+THRESHOLD = 5.0  # height of a candidate over the noise of the band-passed image; 4 adds a false one to six frames
 FREE = 4.5  # sd of the PSF, and a pixel more, from any candidate: N = 5000 leaves 0.01 photons in a pixel there
 TILE, TILE_PIXELS = 16, 20  # px: side of the parts in which the background is seen; least number of free pixels
 BORDER = 3  # px along the windows' edges in which candidates are not counted
