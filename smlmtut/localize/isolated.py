@@ -49,10 +49,9 @@ class Spots:
 
     sigmas, sds: (m,) fitted widths and their claimed sd, px; width_window: (m,) their windows. The n spots below are
     those that are not too wide. window: (n,). ratios: (n,) σ_u/σ_v, NaN where that fit failed; ratio_weights: (n,)
-    their information. photons: (n,) N at the common width sigma, px. gain: growth of the variance of a pixel with its
-    rate; 1 for Poisson noise and spots of the PSF. rejected: share of the isolated spots that one emitter does not
-    explain. counts: (B,) candidates of each window within `area` px². seen_above: N from which on nine of ten emitters
-    are found.
+    their information. photons: (n,) N at the common width sigma, px. sums: (n, 5), see `growth`. rejected: share of the
+    isolated spots that one emitter does not explain. counts: (B,) candidates of each window within `area` px².
+    seen_above: N from which on nine of ten emitters are found.
     """
 
     width_window: np.ndarray
@@ -63,7 +62,7 @@ class Spots:
     ratio_weights: np.ndarray
     photons: np.ndarray
     sigma: float
-    gain: float
+    sums: np.ndarray
     rejected: float
     counts: np.ndarray
     area: float
@@ -112,7 +111,7 @@ def look(x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray) -> tuple
         ratio_weights=fit.sigma_sd[good].numpy() ** -2,
         photons=same.photons.numpy(),
         sigma=sigma,
-        gain=growth(spots, noise, same, sigma),
+        sums=variance_sums(spots, noise, same, sigma),
         rejected=1 - float(good.double().mean()),
         counts=np.bincount(found[inside.all(1), 0], minlength=len(x)),
         area=float(np.prod(np.array(x.shape[1:]) - 2 * BORDER)),
@@ -248,16 +247,27 @@ def two_widths(spots: Tensor, noise: Tensor, start: Tensor) -> np.ndarray:
     return torch.where(steady, ratios, torch.nan).numpy()
 
 
-def growth(spots: Tensor, noise: Tensor, fit: Fit, sigma: float) -> float:
-    """Slope of the squared residuals against the fitted rate in the spots, by weighted least squares."""
+def variance_sums(spots: Tensor, noise: Tensor, fit: Fit, sigma: float) -> np.ndarray:
+    """Sums over the pixels of each spot for `growth`, (n, 5).
+
+    Of weights, also times rate, rate², squared residual, and that times rate. The weight of a pixel is one over the square of its variance as the fit has it.
+    """
     u, v, photons, background = (a[:, None] for a in fit.estimate.T)
     light = expected_photons(Emitters(u, v, photons), PSF(sigma), (spots.shape[1], spots.shape[2]))
-    rate = (light + background[..., None]).flatten()
-    weight = 1 / (rate + noise.flatten()).clamp(min=0.1)
-    share = spots[0].numel() / (spots[0].numel() - 4)
-    square = share * (spots.flatten() - rate).square()
-    design = torch.stack([rate, torch.ones_like(rate)], 1) * weight[:, None]
-    return float(torch.linalg.lstsq(design, (square * weight)[:, None]).solution[0, 0])
+    rate = light + background[..., None]
+    weight = 1 / (rate + noise).clamp(min=0.1).square()
+    square = (spots - rate).square() * spots[0].numel() / (spots[0].numel() - 4)  # four parameters are fitted
+    terms = (torch.ones_like(rate), rate, rate**2, square, square * rate)
+    return torch.stack([(weight * term).sum((1, 2)) for term in terms], 1).numpy()
+
+
+def growth(sums: np.ndarray) -> float:
+    """Slope of the squared residuals against the fitted rate by weighted least squares; 1 for Poisson noise.
+
+    sums: (5,) of `variance_sums`, over spots.
+    """
+    n, rate, rate2, square, both = sums
+    return float((n * both - rate * square) / (n * rate2 - rate**2))
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:

@@ -21,17 +21,18 @@ from ..imaging.distributions import LogUniform, Uniform
 from ..io.scene_file import SceneDescription
 from .check import BELOW_LIMIT, NOISE, lower_spread
 from .frames import Frames, checked_stop, movie_shape, read_frames
-from .isolated import Background, Spots, first_look, look, weighted_median
+from .isolated import Background, Spots, first_look, growth, look, weighted_median
 from .twin import LEVELS, Answer, shrunk
 
 WINDOWS, SIDE, LEAST_SIDE = 400, 64, 24  # looked at, at most; their largest and least side, px
 TWINS, RESAMPLES = 3, 100  # corrections; bootstrap samples for the errors
 TOLD = {  # names of a MovieMeasure's numbers in the file
     "seen_above": "seen_above_photo_electrons", "spots": "isolated_spots", "noise": "noise_variance_over_foreseen",
-    "gain": "variance_per_light_over_foreseen", "below": "share_far_below_offset",
+    "below": "share_far_below_offset",
     "rejected": "share_of_spots_not_explained", "expected": "the_same_in_simulation",
 }  # fmt: skip
 ROUND, GAIN, REJECTED = 0.03, 0.15, 0.10  # differences from a round PSF, and from the twin, that are problems
+NEAR = 1.5  # times the N that is found, below which a median N is that of what is found
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class MovieMeasure:
     sigma: PSF sd, px. ellipticity: σ_u/σ_v. photons: of an emitter in a frame. background: per pixel and frame.
     density: emitters per µm² and frame; its median is the mean. seen_above: N from which on nine of ten emitters are
     found; of much dimmer ones nothing is known. spots: number of fitted ones. noise: variance of pixels without
-    emitters over what the camera foresees. gain: growth of a pixel's variance with its light, in spots, over that of
-    the twin. below: share of pixels more than 4 sd below the offset. rejected: share of the isolated spots that one
-    emitter does not explain; expected: the same in the twin. problems: sentences that say what contradicts camera or
-    scene; empty where nothing does.
+    emitters over what the camera foresees. gain: growth of a pixel's variance with its light in spots, 1 for the right
+    gain, without what the twin has of it for other reasons. below: share of pixels more than 4 sd below the offset.
+    rejected: share of the isolated spots that one emitter does not explain; expected: the same in the twin. problems:
+    sentences that say what contradicts camera or scene; empty where nothing does.
     """
 
     sigma: Range
@@ -65,7 +66,7 @@ class MovieMeasure:
     seen_above: float
     spots: int
     noise: float
-    gain: float
+    gain: Range
     below: float
     rejected: float
     expected: float
@@ -87,6 +88,7 @@ class MovieMeasure:
         quantities = {
             "sigma_px": self.sigma, "ellipticity": self.ellipticity, "photo_electrons": self.photons,
             "background_electrons": self.background, "density_per_um2": self.density,
+            "variance_per_light": self.gain,
         }  # fmt: skip
         measured = {name: {key: _digits(value) for key, value in asdict(x).items()} for name, x in quantities.items()}
         return SceneDescription(
@@ -129,14 +131,14 @@ def measure_movie(
     (background, spots), other = seen, twin[1]
     numbers = {
         **ranges, "seen_above": spots.seen_above, "noise": background.ratio / twin[0].ratio,
-        "gain": spots.gain / other.gain, "below": below, "rejected": spots.rejected, "expected": other.rejected,
+        "below": below, "rejected": spots.rejected, "expected": other.rejected,
     }  # fmt: skip
     return MovieMeasure(**numbers, spots=len(spots.window), problems=tuple(problems(**numbers)))
 
 
 def problems(
     sigma: Range, ellipticity: Range, photons: Range, background: Range, density: Range, seen_above: float,
-    noise: float, gain: float, below: float, rejected: float, expected: float,
+    noise: float, gain: Range, below: float, rejected: float, expected: float,
 ) -> list[str]:  # fmt: skip
     """What contradicts the camera or the scene, each with what to do."""
     found = []
@@ -147,7 +149,7 @@ def problems(
         )
     if background.low < 0:
         found.append(f"the background is {background.low:.3g} photo-electrons in places: check the offset (ADU)")
-    steep = not 1 / (1 + GAIN) < gain < 1 + GAIN
+    steep = abs(gain.median - 1) > max(GAIN, 4 * gain.sd)
     if not NOISE[0] ** 2 < noise < NOISE[1] ** 2:
         cause = (
             "the gain (ADU per photo-electron), then the offset" if steep else "the read variance (ADU²), the offset"
@@ -157,8 +159,8 @@ def problems(
         )
     elif steep:
         found.append(
-            f"in spots the variance grows {gain:.2f} times as fast with the light as the camera foresees: check the "
-            "gain (ADU per photo-electron); with the right gain, the PSF is no Gaussian"
+            f"in spots the variance grows {gain.median:.2f} times as fast with the light as the camera foresees: check "
+            "the gain (ADU per photo-electron); with the right gain, the PSF is no Gaussian"
         )
     if abs(math.log(ellipticity.median)) > max(ROUND, 3 * ellipticity.sd):
         found.append(f"the PSF is elliptic, σ_u/σ_v = {ellipticity.median:.3f}: a scene to train on has a round one")
@@ -167,10 +169,10 @@ def problems(
             f"one emitter does not explain {rejected:.0%} of the isolated spots, {expected:.0%} in a simulation: "
             "the PSF is no Gaussian of one width, or emitters lie in clusters"
         )
-    if photons.low < seen_above:
+    if photons.low < seen_above or photons.median < NEAR * seen_above:
         found.append(
-            f"emitters below {seen_above:.0f} photo-electrons are not all found, and 5 % of those found have less than "
-            f"{photons.low:.0f}: photons and density are of the brighter ones"
+            f"emitters below {seen_above:.0f} photo-electrons are not all found; of those found 5 % have less "
+            f"than {photons.low:.0f} and half less than {photons.median:.0f}: what is said is of the brighter ones"
         )
     return found
 
@@ -216,7 +218,10 @@ def _ranges(
     mean = float(answer.density.mean()) / pixel**2
     fewest, most = (float(np.quantile(answer.density, level)) / pixel**2 for level in (0.05, 0.95))
     counted = scale * float(np.std([times @ spots.counts for times in again]) / spots.counts.sum())
+    slope = 1 + growth(spots.sums.sum(0)) - growth(twin_spots.sums.sum(0))
+    slope_sd = scale * float(np.std([growth(times[spots.window] @ spots.sums) for times in again]))
     return {
+        "gain": Range(slope, slope, slope, slope_sd),
         "sigma": Range(answer.sigma - own, answer.sigma, answer.sigma + own, sigma_sd),
         "ellipticity": Range(answer.ellipticity, answer.ellipticity, answer.ellipticity, round_sd),
         "photons": Range(*map(float, quantiles), float(quantiles[1]) * error(logs, spots.window)),
