@@ -250,7 +250,8 @@ def two_widths(spots: Tensor, noise: Tensor, start: Tensor) -> np.ndarray:
 def variance_sums(spots: Tensor, noise: Tensor, fit: Fit, sigma: float) -> np.ndarray:
     """Sums over the pixels of each spot for `growth`, (n, 5).
 
-    Of weights, also times rate, rate², squared residual, and that times rate. The weight of a pixel is one over the square of its variance as the fit has it.
+    Of weights, also times rate, rate², squared residual, and that times rate. The weight of a pixel is one over the
+    square of its variance as the fit has it.
     """
     u, v, photons, background = (a[:, None] for a in fit.estimate.T)
     light = expected_photons(Emitters(u, v, photons), PSF(sigma), (spots.shape[1], spots.shape[2]))
