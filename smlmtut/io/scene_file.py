@@ -99,7 +99,9 @@ def read_scene(path: str | Path) -> SceneDescription:
     if missing:
         raise ValueError(f"{path} must have the keys {', '.join(names[:5])}, got no {', '.join(missing)}")
     try:
-        values = {key: value if key == "measured" else _read(key, value) for key, value in found.items()}
+        values: dict[str, Any] = {
+            key: value if key == "measured" else _read(key, value) for key, value in found.items()
+        }
         return SceneDescription(**values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

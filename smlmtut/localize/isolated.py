@@ -171,10 +171,10 @@ def common_width(fit: Fit, good: Tensor) -> float:
 
 def isolated(found: np.ndarray, shape: tuple[int, ...], half: int, radius: float) -> np.ndarray:
     """The candidates with no other within `radius` px, whose window of 2 half + 1 px lies inside, and a pixel more."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     places = found * np.array([1e6, 1.0, 1.0])  # windows are far from each other
-    distance = cKDTree(places).query(places, k=2)[0][:, 1] if len(found) > 1 else np.full(len(found), np.inf)
+    distance = KDTree(places).query(places, k=2)[0][:, 1] if len(found) > 1 else np.full(len(found), np.inf)
     inside = (found[:, 1:] > half) & (found[:, 1:] < np.array(shape[1:]) - half - 1)
     return found[inside.all(1) & (distance > radius)]
 

@@ -213,7 +213,8 @@ def _ranges(
     tiles = shrunk(background.tiles, background.noise) - answer.bias
     sigma_sd = error(spots.sigmas, spots.width_window, spots.sds**-2)
     round_sd = error(spots.ratios[sure], spots.window[sure], spots.ratio_weights[sure])
-    quantiles = np.exp(np.interp((0.05, 0.5, 0.95), LEVELS, answer.log_photons))
+    quantiles = _three(np.exp(np.interp((0.05, 0.5, 0.95), LEVELS, answer.log_photons)))
+    levels = _three(np.quantile(tiles, (0.05, 0.5, 0.95)))
     logs = np.log(spots.photons)
     mean = float(answer.density.mean()) / pixel**2
     fewest, most = (float(np.quantile(answer.density, level)) / pixel**2 for level in (0.05, 0.95))
@@ -224,10 +225,8 @@ def _ranges(
         "gain": Range(slope, slope, slope, slope_sd),
         "sigma": Range(answer.sigma - own, answer.sigma, answer.sigma + own, sigma_sd),
         "ellipticity": Range(answer.ellipticity, answer.ellipticity, answer.ellipticity, round_sd),
-        "photons": Range(*map(float, quantiles), float(quantiles[1]) * error(logs, spots.window)),
-        "background": Range(
-            *map(float, np.quantile(tiles, (0.05, 0.5, 0.95))), error(background.tiles, background.window)
-        ),
+        "photons": Range(*quantiles, quantiles[1] * error(logs, spots.window)),
+        "background": Range(*levels, error(background.tiles, background.window)),
         "density": Range(min(fewest, mean), mean, max(most, mean), mean * counted),
     }
 
@@ -241,6 +240,10 @@ def _distribution(x: Range, efficiency: float) -> Uniform | LogUniform:
     if low <= 0 or abs(middle - (low + high) / 2) <= abs(middle - math.sqrt(low * high)):
         return flat
     return LogUniform(low * (low / high) ** beyond, high * (high / low) ** beyond)
+
+
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _digits(value: float) -> float:
