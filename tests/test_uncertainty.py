@@ -479,6 +479,14 @@ def test_engression_is_a_sampler():
     torch.testing.assert_close(given, kde.redrawn(drawn.reshape(10, 1, 16, 32)).reshape(drawn.shape))
 
 
+def test_a_network_with_attention_refuses_a_large_region():
+    """Its cost grows as the square of the area, and it was trained on frames of 16 px."""
+    network = ConditionalDiffusion("published", channels=(4, 4), attention=True).eval()
+    x, y = torch.ones(1, 1, 4, 65), torch.zeros(1, 1, 16, 260)
+    with pytest.raises(ValueError, match=r"regions of at most 64 px a side .* got one of \(4, 65\)"):
+        samples.kde_sampler(network, precision="no")(x, x, y, 2, torch.Generator())
+
+
 # -- bad input ---------------------------------------------------------------------------------------------
 
 

@@ -76,20 +76,25 @@ def read_camera(path: str | Path) -> CameraDescription:
     another type or out of its range, or a map that is not there; FileNotFoundError where there is no YAML file.
     """
     path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a YAML file: {error}") from error
-    keys = [field.name for field in fields(CameraDescription)]
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{path} must hold keys and values, for instance 'gain: 2.0', got {found!r}")
-    for key in found:
-        if key not in keys:
-            raise ValueError(f"{path} must have the keys {', '.join(keys)} only, got {key!r}")
+    found = read_mapping(path, [field.name for field in fields(CameraDescription)], "gain: 2.0")
     try:
         return CameraDescription(**{key: _described(key, value, path.parent) for key, value in found.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_mapping(path: Path, keys: list[str], example: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; ValueError where it holds none, or a key that is not one of `keys`."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a YAML file: {error}") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} must hold keys and values, for instance {example!r}, got {found!r}")
+    for key in found:
+        if key not in keys:
+            raise ValueError(f"{path} must have the keys {', '.join(keys)} only, got {key!r}")
+    return found
 
 
 def read_map(path: str | Path, dataset: str | None = None) -> np.ndarray:

@@ -12,6 +12,7 @@ from .._validate import instance, number, positive
 from ..imaging.camera import Camera
 from ..imaging.distributions import Distribution, LogUniform, Uniform, highest, lowest
 from ..imaging.scenes import Scene
+from .calibration import read_mapping
 
 YAML_SUFFIXES = (".yaml", ".yml")
 KINDS = {"uniform": Uniform, "log_uniform": LogUniform}
@@ -84,17 +85,8 @@ def read_scene(path: str | Path) -> SceneDescription:
     Raises ValueError, naming file, key and value, for a file that is not a YAML mapping, a key that is unknown or
     missing, or a value that is no number or distribution or out of its range; FileNotFoundError where there is no file.
     """
-    path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a YAML file: {error}") from error
-    names = [f.name for f in fields(SceneDescription)]
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{path} must hold keys and values, for instance 'sigma_px: 1.0', got {found!r}")
-    for key in found:
-        if key not in names:
-            raise ValueError(f"{path} must have the keys {', '.join(names)} only, got {key!r}")
+    path, names = Path(path), [f.name for f in fields(SceneDescription)]
+    found = read_mapping(path, names, "sigma_px: 1.0")
     missing = [name for name in names[:5] if name not in found]
     if missing:
         raise ValueError(f"{path} must have the keys {', '.join(names[:5])}, got no {', '.join(missing)}")

@@ -35,6 +35,7 @@ KDESampler = Callable[[Tensor, Tensor, Tensor, int, torch.Generator], Tensor]
 
 SAMPLER = "cddpm-2d"  # the shipped network that draws where no other is named
 SAMPLERS: dict[str, Any] = {"ConditionalDiffusion": ConditionalDiffusion, "Engression": Engression}
+ATTENDED = 64  # px, the largest side for networks with attention, whose cost grows as the square of the area
 REGION = 16  # px, the smallest side of a region: that of the frames on which the networks were trained
 VALUES_AT_ONCE = {"cpu": 1 << 22, "other": 1 << 25}  # pixels of all samples that are asked for at once
 # super-resolved pixels that a network sees at once: 32 patches of 64 × 64 stay in a CPU's cache
@@ -211,9 +212,15 @@ def kde_sampler(network: ConditionalDiffusion | Engression, precision: str = "au
     What the network draws is read as emitters and drawn again, see `imaging.kde.redrawn`: it is nearer to draws of the
     posterior then (benchmarks/bakeoff.py measures by how much).
     precision: of the network's convolutions, as in `localize_movie`.
+    The sampler raises ValueError where a network with attention gets a region with a side above ATTENDED px.
     """
 
     def sampler(electrons: Tensor, variance: Tensor, y: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+        if network.unet.reach is None and max(electrons.shape[2:]) > ATTENDED:
+            raise ValueError(
+                f"movie must have molecules in regions of at most {ATTENDED} px a side for a network with attention, "
+                f"got one of {tuple(electrons.shape[2:])}: crop the movie, or choose another network"
+            )
         lower = AUTOCAST[chosen_precision(precision, y.device)]
         at_once = fitting(DRAWN_AT_ONCE["cpu" if y.device.type == "cpu" else "other"], DRAWN_BYTES, y.device)
         chunk = max(1, at_once // y[0].numel())
