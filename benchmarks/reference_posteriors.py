@@ -9,8 +9,8 @@
     python benchmarks/reference_posteriors.py jumps                                  # what jumps to the modes buy
 
 `benchmarks/protocol.md` says what the classes are and what a frame must fulfil to be kept. Each part of the folder is
-one file of PART frames; a run that is killed goes on with the parts that it was drawing. TOGETHER of them share their
-sweeps, which is faster, and their random numbers: another number of them gives the same frames and other draws.
+one file of PART frames; a run that is killed goes on with the parts that it was drawing. `--together` of them share
+their sweeps, which is faster, and their random numbers: another number of them gives the same frames and other draws.
 """
 
 import argparse
@@ -267,16 +267,20 @@ def jobs(seed: int | None) -> list[tuple[str, str, int, int]]:
 
 
 def groups(
-    seed: int | None, only: str | None, share: tuple[int, int] = (0, 1), kinds: Sequence[str] = tuple(KINDS)
+    seed: int | None,
+    only: str | None,
+    share: tuple[int, int] = (0, 1),
+    kinds: Sequence[str] = tuple(KINDS),
+    together: int = TOGETHER,
 ) -> list[list[tuple]]:
     """Files of one class that are drawn side by side, of one part or all; every n-th group from the i-th."""
-    all_jobs = [job for job in jobs(seed) if only in (None, job[0])]
+    all_jobs = [job for job in jobs(seed) if only in (None, job[0]) and job[1] in kinds]
     out = []
     while all_jobs:
-        some = [job for job in all_jobs if job[:2] == all_jobs[0][:2]][:TOGETHER]
+        some = [job for job in all_jobs if job[:2] == all_jobs[0][:2]][:together]
         all_jobs = [job for job in all_jobs if job not in some]
         out.append(some)
-    return [some for some in out[share[0] :: share[1]] if some[0][1] in kinds]
+    return out[share[0] :: share[1]]
 
 
 def make(
@@ -287,13 +291,14 @@ def make(
     share: tuple[int, int] = (0, 1),
     kinds: Sequence[str] = tuple(KINDS),
     beside: Path | None = None,
+    together: int = TOGETHER,
 ) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     here = [] if beside is None else files_in(beside)
     missing = [
         [job for job in some if not path_of(folder, job).exists() and path_of(folder, job).stem not in here]
-        for some in groups(seed, only, share, kinds)
+        for some in groups(seed, only, share, kinds, together)
     ]
     missing = [some for some in missing if some]
     for number, some in enumerate(missing):
@@ -374,12 +379,13 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, help="file of reference_file.py, whose frames are not made again")
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="process I of N")
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS), help="classes of frames")
+    parser.add_argument("--together", type=int, default=TOGETHER, help="files that share their sweeps (as above)")
     given = parser.parse_args()
     if given.command == "jumps":
         torch.set_num_threads(given.threads)
         what_jumps_are_worth(given.kinds)
     elif given.command == "make":
-        make(given.folder, given.seed, given.threads, given.part, tuple(given.share), given.kinds, given.beside)
+        make(given.folder, given.seed, given.threads, given.part, tuple(given.share), given.kinds, given.beside, given.together)
     else:
         report(given.folder)
 
