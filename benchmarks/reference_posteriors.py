@@ -385,7 +385,16 @@ def main() -> None:
         torch.set_num_threads(given.threads)
         what_jumps_are_worth(given.kinds)
     elif given.command == "make":
-        make(given.folder, given.seed, given.threads, given.part, tuple(given.share), given.kinds, given.beside, given.together)
+        make(
+            given.folder,
+            given.seed,
+            given.threads,
+            given.part,
+            tuple(given.share),
+            given.kinds,
+            given.beside,
+            given.together,
+        )
     else:
         report(given.folder)
 
