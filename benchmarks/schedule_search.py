@@ -2,8 +2,9 @@
 
     python benchmarks/schedule_search.py --json smlmtut/results/schedule_search.json      # resumable
 
-Every solver runs the shipped model on the same frames with the same noise. A Fréchet distance, by which
-the paper searches, does not see whether the spread is right; the regret does. Rows that the file has are not run again.
+Every solver runs the shipped model on the same frames with the same noise; its draws are scored as they are and read as
+emitters and drawn again. A Fréchet distance, by which the paper searches, does not see whether the spread is right; the
+regret does. Rows that the file has are not run again.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from benchmarks import bakeoff
 from smlmtut.diffusion import samplers
 from smlmtut.diffusion.schedule import NoiseSchedule
 from smlmtut.networks import pretrained
-from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, sample_kde
+from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion
 
 SOLVERS: dict[str, tuple[Callable, str]] = {  # sampler, spacing of its levels
     "DPM-Solver++": (samplers.dpm_solver, "log-snr"),
@@ -28,18 +29,13 @@ SOLVERS: dict[str, tuple[Callable, str]] = {  # sampler, spacing of its levels
     "ancestral, β": (partial(samplers.ancestral, variance="beta"), "log-snr"),
 }
 CALLS = (2, 4, 6, 8, 12, 20, 50, 100)
-KEPT = ("energy regret", "energy regret ±", "spread / exact", "CRPS core", "CRPS halo", "s a frame")
+KEPT = ("energy regret", "energy regret ±", "spread / exact", "CRPS core", "CRPS halo", "error bar bias", "s a frame")
 
 
 def method(network: ConditionalDiffusion, solver: str, calls: int) -> bakeoff.Method:
     """The model, sampled in this way."""
     sampler, spacing = SOLVERS[solver]
-    schedule = NoiseSchedule.cosine(STEPS).trained().resample(calls, spacing)
-
-    def draw(frames: bakeoff.Frames, samples: int, generator: torch.Generator) -> torch.Tensor:
-        return sample_kde(network, frames.estimate, samples, generator, frames.inputs, schedule, sampler)
-
-    return draw
+    return bakeoff.diffusion(network, NoiseSchedule.cosine(STEPS).trained().resample(calls, spacing), sampler)
 
 
 def main() -> None:
@@ -61,10 +57,12 @@ def main() -> None:
             for kind, some in frames.items():
                 if some is None or str(calls) in found.get(solver, {}).get(kind, {}):
                     continue
-                row, _ = bakeoff.judged(method(network, solver, calls), some.part(slice(given.most)), kind)
-                kept = {name: float(f"{row[name]:.4g}") for name in KEPT}
-                found.setdefault(solver, {}).setdefault(kind, {})[str(calls)] = kept
-                print(f"{solver}, {calls} calls, {kind}: {kept}", flush=True)
+                some = some.part(slice(given.most))
+                rows = bakeoff.judged_as_kdes(solver, method(network, solver, calls), some, kind)
+                for name, (row, _) in rows.items():
+                    kept = {key: float(f"{row[key]:.4g}") for key in KEPT if key in row}
+                    found.setdefault(name, {}).setdefault(kind, {})[str(calls)] = kept
+                    print(f"{name}, {calls} calls, {kind}: {kept}", flush=True)
                 given.json.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

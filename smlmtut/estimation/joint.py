@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validate import finite, floating, instance, non_negative, tensor, whole
+from .._validate import finite, floating, instance, non_negative, positive, tensor, whole
 from ..imaging.psf import Emitters, pixel_factors
 
 Limits = tuple[float, float]
@@ -38,14 +38,21 @@ class JointFit:
         """Covariance of all parameters, the inverse of the information: (B, P, P)."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.information))
 
-    def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, samples: int, generator: torch.Generator, farthest: float | None = None) -> tuple[Tensor, Tensor]:
         """Positions u and v, (B, S, E) each, from the normal distribution with this mode and covariance.
 
         It is the posterior where that is normal (Laplace): for lone bright molecules, not for two that may be one.
+        farthest: px, that no position's sd exceeds, as if it were known to so much beforehand; None: no such limit.
+        Raises ValueError for a number of samples below 1 or a distance that is not positive.
         """
         size = (len(self.information), whole("samples", samples), self.information.shape[-1])
-        noise = torch.randn(size, generator=generator, dtype=torch.float64, device=generator.device)
-        factor = torch.linalg.cholesky(self.information)  # L Lᵀ = information, so L⁻ᵀ noise has the covariance
+        noise = torch.randn(size, generator=generator, device=generator.device).to(self.information)
+        information = self.information
+        if farthest is not None:
+            before = torch.zeros_like(information[0, 0])
+            before[:-2].unflatten(0, (-1, 3))[:, :2] = positive("farthest", farthest) ** -2
+            information = information + before.diag()
+        factor = torch.linalg.cholesky(information)  # L Lᵀ = information, so L⁻ᵀ noise has the covariance
         moved = torch.linalg.solve_triangular(factor.mT, noise.mT, upper=True).mT[..., :-2]
         u, v = (getattr(self.emitters, name)[:, None] for name in "uv")
         return u + moved[..., 0::3].to(u), v + moved[..., 1::3].to(v)

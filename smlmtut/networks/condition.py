@@ -4,6 +4,7 @@ The peaks of ŷ are fitted to the frame together (`estimation.joint`). The KDE o
 curvature of its likelihood says how far y may be from it. Nothing of this is trained.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from .._validate import rank
 from ..estimation.joint import JointFit, fit_emitters
 from ..imaging.first_guess import peak_emitters
 from ..imaging.kde import kde_image, to_super_resolved
-from ..imaging.psf import Emitters
+from ..imaging.psf import PSF, Emitters, expected_photons
 from ..imaging.windows import Window, windows
 from .inputs import input_electrons
 
@@ -28,7 +29,9 @@ SIDE, MARGIN, BEYOND, AT_ONCE = 16, 3, 2.0, 256
 # does not know has z of up to 1 / FLOOR.
 FLOOR = 0.02
 SCALE_UNIT = 0.1  # of a kernel's peak, about the sd of y beside an emitter: the unit of scales that a network sees
-CHANNELS = 7  # of Condition.inputs
+CHANNELS, EVIDENCE = 7, 2  # of Condition.inputs; of FrameFit.evidence
+FARTHEST = 0.5  # px: of the errors by which a molecule is moved. Where they are larger the fit knows nothing of it
+SURE = 10.0  # N over its sd that gives a kernel of height 1
 
 
 class Condition(NamedTuple):
@@ -42,57 +45,120 @@ class Condition(NamedTuple):
     inputs: Tensor
 
 
-@torch.no_grad()
-def condition_on(estimate: Tensor, frame: Tensor) -> Condition:
+class FrameFit:
+    """The emitters that fit B frames best, searched from the peaks of ŷ, window by window.
+
+    estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. A large frame is fitted in windows of SIDE px
+    that overlap, with a background of their own, and each peak counts in the window whose own part it lies in.
+    Raises ValueError for a frame of another shape.
+    """
+
+    @torch.no_grad()
+    def __init__(self, estimate: Tensor, frame: Tensor) -> None:
+        rows, channels, *sides = rank("frame", frame, 4).shape
+        wanted = tuple(rank("estimate", estimate, 4).shape)
+        if channels != 2 or (rows, 1, *(FACTOR * n for n in sides)) != wanted:
+            raise ValueError(
+                f"frame must have 2 channels and a quarter of the sides of the estimate {wanted}, "
+                f"got {tuple(frame.shape)}"
+            )
+        self.shape, self.device = wanted, estimate.device
+        if self.device.type == "mps":  # which lacks float64
+            estimate, frame = estimate.cpu(), frame.cpu()
+        height, width = sides
+        places = windows((height, width), (min(SIDE, height), min(SIDE, width)), MARGIN)
+        at_once = max(1, AT_ONCE // rows)
+        self.parts: list[tuple[list[Window], JointFit, Tensor, Tensor]] = []
+        with torch.autocast(estimate.device.type, enabled=False):
+            peaks = peak_emitters(estimate, FACTOR, threshold=LOWEST_PEAK, photons=PHOTONS)
+            for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
+                x = torch.cat([frame[:, :, *place.seen()] for place in some])
+                start, own = _seen_from(some, peaks, (height, width))
+                electrons, read_variance = input_electrons(x)
+                fit = fit_emitters(electrons, start, read_variance, max_iterations=STEPS)
+                self.parts.append((some, fit, own, x))
+
+    def kde(self) -> Tensor:
+        """The KDE of the fit, (B, 1, fH, fW)."""
+        return self._images(lambda fit, own, x: kde_image(replace(fit.emitters, present=own), _sides(x), FACTOR))
+
+    def sd(self) -> Tensor:
+        """Its sd to first order in the errors of the positions, whose covariance is that of `JointFit`."""
+        return self._images(_kde_variance).sqrt()
+
+    def moved(self, samples: int, generator: torch.Generator) -> Tensor:
+        """KDEs of the fit's emitters, moved by draws of their errors: (B, S, fH, fW).
+
+        For a lone molecule nearly draws of the posterior. No emitter has errors with an sd above FARTHEST.
+        """
+
+        def moved(fit: JointFit, own: Tensor, x: Tensor) -> Tensor:
+            u, v = (place.flatten(0, 1) for place in fit.draw(samples, generator, FARTHEST))
+            there = own[:, None].expand(-1, samples, -1).flatten(0, 1)
+            images = kde_image(Emitters(u, v, torch.ones_like(u), there), _sides(x), FACTOR)
+            return images[:, 0].unflatten(0, (-1, samples))
+
+        return self._images(moved, samples)
+
+    def evidence(self) -> Tensor:
+        """How far the fit is to be believed, in two images, (B, EVIDENCE, fH, fW).
+
+        Kernels at its emitters with the height N / (SURE sd of N): is that one there? And what it leaves of the frame
+        in units of the noise, as asinh, upsampled: is there another one?
+        """
+
+        def known(fit: JointFit, own: Tensor, x: Tensor) -> Tensor:
+            sd = fit.covariance().diagonal(dim1=1, dim2=2)[:, 2:-2:3].sqrt().to(fit.background)
+            weights = fit.emitters.photons / (SURE * sd)
+            return kde_image(replace(fit.emitters, present=own), _sides(x), FACTOR, weights=weights)
+
+        rest = self.parts[0][3].new_zeros(self.shape[0], 1, *(n // FACTOR for n in self.shape[2:]))
+        for places, fit, _, x in self.parts:
+            electrons, variance = input_electrons(x)
+            with torch.autocast(self.device.type, enabled=False):
+                rate = expected_photons(fit.emitters, PSF(fit.sigma[:, None]), _sides(x), fit.background)
+            left = ((electrons - rate) / (rate + variance).clamp(min=1).sqrt()).asinh()
+            for place, image in zip(places, left[:, None].split(self.shape[0]), strict=True):
+                rest[:, :, *place.own()] = image[:, :, *place.within()]
+        rest = F.interpolate(rest, scale_factor=float(FACTOR), mode="bicubic")
+        return torch.cat([self._images(known), rest.to(self.device)], 1)
+
+    def _images(self, of: Callable[[JointFit, Tensor, Tensor], Tensor], channels: int = 1) -> Tensor:
+        """The sum over the windows of an image of their own emitters, (B, channels, fH, fW)."""
+        out = self.parts[0][3].new_zeros(self.shape[0], channels, *self.shape[2:])
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for places, fit, own, x in self.parts:
+                for place, image in zip(places, of(fit, own, x).split(self.shape[0]), strict=True):
+                    out[:, :, *place.seen(FACTOR)] += image
+        return out.to(self.device)
+
+
+def fitted_kde(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """KDE and sd of the `FrameFit` of these frames, (B, 1, fH, fW) each."""
+    fit = FrameFit(estimate, frame)
+    return fit.kde(), fit.sd()
+
+
+def condition_on(estimate: Tensor, frame: Tensor, fit: FrameFit | None = None) -> Condition:
     """What [x, ŷ] tell: the fit's KDE as the centre, and scale² = FLOOR² + sd² + (centre − ŷ)².
 
-    sd: of the fit's KDE, see `fitted_kde`. Where the fit is wrong, ŷ, which is right on average, tells by how much.
+    fit: None, or that of these frames. Where it is wrong, ŷ, which is right on average, tells by how much.
     estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. The inputs are ŷ; √ŷ, where a faint rim is
     visible; signal and read noise upsampled; ones, by which a convolution sees the border; centre; scale / SCALE_UNIT.
     Raises ValueError for a frame of another shape.
     """
-    rows, channels, *sides = rank("frame", frame, 4).shape
-    wanted = tuple(rank("estimate", estimate, 4).shape)
-    if channels != 2 or (rows, 1, *(FACTOR * n for n in sides)) != wanted:
-        raise ValueError(
-            f"frame must have 2 channels and a quarter of the sides of the estimate {wanted}, got {tuple(frame.shape)}"
-        )
-    centre, sd = fitted_kde(estimate, frame)
-    scale = (FLOOR**2 + sd.square() + (centre - estimate).square()).sqrt()
-    fine = F.interpolate(frame, scale_factor=float(FACTOR), mode="bicubic")  # (B, 2, fH, fW)
-    root = estimate.clamp(min=0).sqrt()
-    images = [estimate, root, fine, torch.ones_like(estimate), centre, scale / SCALE_UNIT]
-    return Condition(centre, scale, torch.cat(images, 1))
+    fit = fit or FrameFit(estimate, frame)
+    with torch.no_grad():
+        centre = fit.kde()
+        scale = (FLOOR**2 + fit.sd().square() + (centre - estimate).square()).sqrt()
+        fine = F.interpolate(frame, scale_factor=float(FACTOR), mode="bicubic")  # (B, 2, fH, fW)
+        root = estimate.clamp(min=0).sqrt()
+        images = [estimate, root, fine, torch.ones_like(estimate), centre, scale / SCALE_UNIT]
+        return Condition(centre, scale, torch.cat(images, 1))
 
 
-@torch.no_grad()
-def fitted_kde(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """The KDE of the emitters that fit the frame best, searched from the peaks of ŷ, and its sd: (B, 1, fH, fW) each.
-
-    Arguments as in `condition_on`. The sd is to first order in the errors of the positions, whose covariance is that of
-    `JointFit`. A large frame is fitted in windows of SIDE px that overlap, with a background of their own, and each
-    peak counts in the window whose own part it lies in.
-    """
-    device = estimate.device
-    if device.type == "mps":  # which lacks float64
-        estimate, frame = estimate.cpu(), frame.cpu()
-    height, width = frame.shape[2:]
-    places = windows((height, width), (min(SIDE, height), min(SIDE, width)), MARGIN)
-    kde, variance = torch.zeros_like(estimate), torch.zeros_like(estimate)
-    at_once = max(1, AT_ONCE // len(frame))
-    with torch.autocast(estimate.device.type, enabled=False):
-        peaks = peak_emitters(estimate, FACTOR, threshold=LOWEST_PEAK, photons=PHOTONS)
-        for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
-            x = torch.cat([frame[:, :, *place.seen()] for place in some])
-            start, own = _seen_from(some, peaks, (height, width))
-            electrons, read_variance = input_electrons(x)
-            fit = fit_emitters(electrons, start, read_variance, max_iterations=STEPS)
-            found = kde_image(replace(fit.emitters, present=own), (x.shape[2], x.shape[3]), FACTOR)
-            squared = _kde_variance(fit, own, x)
-            for place, k, s2 in zip(some, found.split(len(frame)), squared.split(len(frame)), strict=True):
-                kde[:, :, *place.seen(FACTOR)] += k
-                variance[:, :, *place.seen(FACTOR)] += s2
-    return kde.to(device), variance.sqrt().to(device)
+def _sides(frame: Tensor) -> tuple[int, int]:
+    return frame.shape[-2], frame.shape[-1]
 
 
 def _seen_from(places: list[Window], peaks: Emitters, shape: tuple[int, int]) -> tuple[Emitters, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._validate import whole
 from .cddpm import CHUNK, DiffusionBatch
-from .condition import SCALE_UNIT, Condition, condition_on
+from .condition import EVIDENCE, SCALE_UNIT, Condition, FrameFit, condition_on
 from .rivals import Rival, frame_weight
 
 WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
@@ -19,22 +19,31 @@ SOFT = 1e-3  # a distance is √(rms² + SOFT²), whose slope is finite at 0; a 
 
 
 class Engression(Rival):
-    """centre + scale · U-Net(noise, condition), with one image of noise for each draw, seen blurred as well."""
+    """moved + scale · U-Net(condition, moved, noise): the fit of the frame, moved by a draw of its errors, corrected.
+
+    The errors are right for a lone molecule. Whether one is there, and all else that the fit does not know, is for the
+    network to decide, by one image of noise for each draw, seen blurred as well.
+    """
 
     def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(1, channels, blocks, more=1 + len(WIDTHS))
+        super().__init__(1, channels, blocks, more=EVIDENCE + 2 + len(WIDTHS))
 
-    def draw(self, known: Condition, noise: Tensor) -> Tensor:
-        """A draw for each image of noise, (B, 1, fH, fW) both."""
-        return known.centre + known.scale * self.trunk(torch.cat([known.inputs, noise, smooth(noise)], 1))
+    def draw(self, known: Condition, moved: Tensor, noise: Tensor) -> Tensor:
+        """A draw for each moved fit and image of noise, (B, 1, fH, fW) all."""
+        off = (moved - known.centre) / known.scale
+        return moved + known.scale * self.trunk(torch.cat([known.inputs, off, noise, smooth(noise)], 1))
 
     def forward(self, batch: DiffusionBatch) -> Tensor:
         """The energy score of two draws, `windowed_energy`, weighted by `frame_weight`: ().
 
         Their noise is from the global random state, as dropout's is.
         """
-        known = condition_on(batch.estimate, batch.frame)
-        draws = [self.draw(known, torch.randn_like(batch.kde)) for _ in range(2)]
+        fit = FrameFit(batch.estimate, batch.frame)
+        known = believed(fit, condition_on(batch.estimate, batch.frame, fit))
+        device = batch.estimate.device
+        seed = int(torch.randint(1 << 31, (1,), device=device))
+        moved = fit.moved(2, torch.Generator(device).manual_seed(seed)).split(1, 1)
+        draws = [self.draw(known, start, torch.randn_like(batch.kde)) for start in moved]
         score = windowed_energy(draws[0], draws[1], batch.kde)
         return (frame_weight(batch.estimate)[:, 0, 0, 0] * score).mean() / SCALE_UNIT
 
@@ -43,12 +52,19 @@ class Engression(Rival):
         self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator, chunk: int = CHUNK
     ) -> Tensor:
         """(B, S, fH, fW), one call of the U-Net for each, `chunk` at once. Raises ValueError as Gaussian's does."""
-        known, (height, width) = condition_on(estimate, frame), estimate.shape[2:]
-        shape = (len(estimate), whole("samples", samples), height, width)
-        out = torch.randn(shape, generator=generator, device=estimate.device).reshape(-1, 1, height, width)
+        fit = FrameFit(estimate, frame)
+        known = believed(fit, condition_on(estimate, frame, fit))
+        moved = fit.moved(whole("samples", samples), generator)  # (B, S, fH, fW)
+        out = torch.randn(moved.shape, generator=generator, device=moved.device).flatten(0, 1)[:, None]
+        start = moved.flatten(0, 1)[:, None]
         for rows in torch.arange(len(out), device=out.device).split(whole("chunk", chunk)):
-            out[rows] = self.draw(Condition(*(x[rows // samples] for x in known)), out[rows])
-        return out.reshape(shape)
+            out[rows] = self.draw(Condition(*(x[rows // samples] for x in known)), start[rows], out[rows])
+        return out.reshape(moved.shape)
+
+
+def believed(fit: FrameFit, known: Condition) -> Condition:
+    """What a network knows, and the evidence for the fit beside it."""
+    return known._replace(inputs=torch.cat([known.inputs, fit.evidence()], 1))
 
 
 def smooth(noise: Tensor) -> Tensor:
