@@ -21,7 +21,7 @@ from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
 from smlmtut.networks import conformal, emitter_set, engression, inputs, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
-from smlmtut.networks.condition import condition_on, fitted_kde
+from smlmtut.networks.condition import FrameFit, condition_on, fitted_kde
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde, network_input
 from smlmtut.networks.unet import SelfAttention, embed_log_snr
 from smlmtut.posterior import convergence, many, modes, one
@@ -521,6 +521,10 @@ def calls(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         "unet.embed_log_snr": lambda: embed_log_snr(gamma),
         "unet.SelfAttention.forward": lambda: attention(some(2, 8, 4, 6)),
         "condition.condition_on": lambda: condition_on(y_hat, given),
+        "condition.FrameFit": lambda: [
+            FrameFit(batch.target(), given).moved(2, dice()),
+            FrameFit(batch.target(), given).evidence(),
+        ],
         "condition.fitted_kde": lambda: fitted_kde(batch.target(), given),
         "recipes.squared_error": lambda: recipes.squared_error(
             phi, recipes.DeepSTORMBatch(batch.electrons, batch.read_variance, batch.target())

@@ -13,7 +13,18 @@ from smlmtut.imaging.kde import kde_image, to_super_resolved
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 from smlmtut.networks import condition
 from smlmtut.networks.cddpm import frame_input
-from smlmtut.networks.condition import CHANNELS, FLOOR, PHOTONS, SCALE_UNIT, STEPS, condition_on, fitted_kde
+from smlmtut.networks.condition import (
+    CHANNELS,
+    FARTHEST,
+    FLOOR,
+    PHOTONS,
+    SCALE_UNIT,
+    STEPS,
+    SURE,
+    FrameFit,
+    condition_on,
+    fitted_kde,
+)
 from smlmtut.networks.inputs import input_electrons
 
 SHAPE, BACKGROUND = (16, 16), 8.0
@@ -145,6 +156,83 @@ def test_of_emitters_apart_the_variances_add_up():
     variances = [fitted_kde(blurred(one), exposed(one))[1].square() for one in alone]
     # background and width, which both share, are better known with two: a per cent
     torch.testing.assert_close(together, sum(variances).sqrt(), rtol=0.02, atol=1e-4)  # type: ignore[union-attr]
+
+
+def test_moved_fits_have_the_sd_of_the_fit_and_pixels_that_agree():
+    """The sd of first order where the slope matters, as above. Every draw is one kernel: its mass does not vary."""
+    truth = emitters([[(7.3, 8.1)]], 2000.0)
+    fit = FrameFit(blurred(truth), exposed(truth, seed=3))
+    drawn = fit.moved(4000, torch.Generator().manual_seed(4))[0]
+    sd = fit.sd()[0, 0]
+    steep = sd > sd.max() / 2
+    torch.testing.assert_close(drawn.std(0)[steep], sd[steep], rtol=4 * 0.011 + 3 * 0.16**2, atol=0)
+    torch.testing.assert_close(drawn.sum((1, 2)), torch.full((4000,), 2 * math.pi), rtol=1e-3, atol=0)
+    assert float(drawn.flatten(1).argmax(1).unique().numel()) > 1
+
+
+def test_no_emitter_is_moved_farther_than_is_said():
+    """Two at nearly one place know their middle, not their distance: the sd of a position would be far above FARTHEST.
+
+    A prior of sd FARTHEST on each position makes it FARTHEST at most, whatever the frame says.
+    """
+    truth = emitters([[(7.4, 8.0), (7.6, 8.0)]], 150.0)
+    start = Emitters(truth.u, truth.v, truth.photons, truth.mask)
+    electrons, variance = input_electrons(exposed(truth))
+    joint = fit_emitters(electrons, start, variance, max_iterations=STEPS)
+    free, held = (
+        joint.draw(20_000, torch.Generator().manual_seed(1), limit)[0][0].std(0) for limit in (None, FARTHEST)
+    )
+    assert float(free.max()) > 1.5 * FARTHEST
+    assert float(held.max()) < FARTHEST * (1 + 4 * 0.005)
+
+
+def test_moved_fits_of_windows_are_those_of_the_whole_frame(monkeypatch):
+    """Mean and sd over draws, and the evidence, of a frame in windows against one fit; emitters also at the seams."""
+    shape = (20, 37)
+    truth = Emitters(*(torch.tensor([x]) for x in ([3.0, 12.6, 18.1, 24.0, 33.3], [4.2, 9.9, 15.0, 10.1, 6.0])),
+                     torch.full((1, 5), 1500.0))  # fmt: skip
+    dice = torch.Generator().manual_seed(1)
+    rate = torch.poisson(expected_photons(truth, PSF(1.0), shape, BACKGROUND), generator=dice)
+    y, x = kde_image(truth, shape), frame_input(rate[:, None], 2.0)
+    found = []
+    for side in (16, 64):
+        monkeypatch.setattr(condition, "SIDE", side)
+        fit = FrameFit(y, x)
+        drawn = fit.moved(4000, torch.Generator().manual_seed(2))[0]
+        found.append((drawn.mean(0), drawn.std(0), fit.evidence()[0]))
+    monkeypatch.undo()
+    (mean, sd, evidence), (mean_of_one, sd_of_one, evidence_of_one) = found
+    torch.testing.assert_close(mean, mean_of_one, rtol=0, atol=0.03)
+    torch.testing.assert_close(sd, sd_of_one, rtol=0.1, atol=0.01)
+    # a background of its own for each window moves N and what is left by a share of their errors
+    torch.testing.assert_close(evidence[0], evidence_of_one[0], rtol=0.05, atol=0.05)
+    assert float((evidence[1] - evidence_of_one[1]).square().mean()) < 0.1 * float(evidence_of_one[1].var())
+
+
+def test_the_evidence_is_how_sure_n_is_and_what_the_fit_leaves():
+    """A molecule that is there has N/sd(N) of Fisher's information; one that is not has the least N of the prior."""
+    truth = emitters([[(7.3, 8.1)]], 1500.0)
+    estimate, frame = kde_image(emitters([[(7.3, 8.1), (2.2, 12.4)]]), SHAPE), exposed(truth, seed=5)
+    evidence = FrameFit(estimate, frame).evidence()[0, 0]
+    joint = fit_of(estimate, frame)
+    wanted = joint.emitters.photons[0] / joint.covariance()[0].diagonal()[2:-2:3].sqrt() / SURE
+    nearest = [(round(4 * (v + 0.5) - 0.5), round(4 * (u + 0.5) - 0.5)) for u, v in ((7.3, 8.1), (2.2, 12.4))]
+    heights = torch.stack([evidence[r - 2 : r + 3, c - 2 : c + 3].max() for r, c in nearest])
+    order = joint.emitters.photons[0].argsort(descending=True)
+    torch.testing.assert_close(
+        heights.double(), wanted[order][:2].double(), rtol=0.12, atol=0
+    )  # off the pixel's centre
+    assert float(joint.emitters.photons.min()) == 100 and float(heights[0]) > 4 * float(heights[1])
+
+
+def test_what_the_fit_leaves_shows_the_molecule_that_it_lacks():
+    both, one = emitters([[(4.0, 4.0), (11.0, 10.0)]]), emitters([[(4.0, 4.0)]])
+    missing, whole = (FrameFit(kde_image(x, SHAPE), exposed(both, seed=6)).evidence()[0, 1] for x in (one, both))
+    place = int(missing.argmax())
+    assert math.hypot(place // 64 - 41.5, place % 64 - 45.5) < 3  # super-resolved pixels
+    assert float(missing.max()) > 1.5 * float(whole.abs().max())
+    quiet = whole[::4, ::4]
+    assert 0.5 < float(quiet.std()) < 1.0  # asinh of a standard normal number has an sd of .76
 
 
 # -- centre, scale and inputs ------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from benchmarks import rivals as runs
 from smlmtut._random import step_generator
 from smlmtut.evaluation import energy_score
 from smlmtut.imaging.kde import kde_image
-from smlmtut.imaging.psf import Emitters
+from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 from smlmtut.networks import engression, pretrained, recipes
 from smlmtut.networks import rivals as rival
-from smlmtut.networks.cddpm import DiffusionBatch, pixel_weight
-from smlmtut.networks.condition import Condition, condition_on
+from smlmtut.networks.cddpm import DiffusionBatch, frame_input, pixel_weight
+from smlmtut.networks.condition import Condition, FrameFit, condition_on
 from smlmtut.networks.conformal import Conformal, conformal_factors
 from smlmtut.networks.emitter_set import (
     COUNT_VARIANCE,
@@ -523,19 +523,31 @@ def test_engression_finds_a_posterior_of_two_places():
     torch.manual_seed(0)
     network = Engression((8, 16))
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    zero, frame = torch.zeros(16, 1, 8, 8), torch.zeros(16, 2, 2, 2)
+    dim, frame = torch.full((16, 1, 8, 8), 0.2), torch.zeros(16, 2, 2, 2)  # of which nothing is fitted
     left = (torch.arange(8) < 4).float()
-    for step in range(700):
+    for step in range(400):
         which = (torch.rand(16, 1, 1, 1, generator=dice(step)) < 0.5).float()
         y = (which * left + (1 - which) * (1 - left)).expand(-1, 1, 8, 8)
         optimizer.zero_grad()
-        network(DiffusionBatch(y, zero, frame, torch.ones(16), zero)).backward()
+        network(DiffusionBatch(y, dim, frame, torch.ones(16), y)).backward()
         optimizer.step()
-    drawn = network.eval().sample(zero[:1], frame[:1], 200, dice(7))[0]
+    drawn = network.eval().sample(dim[:1], frame[:1], 200, dice(7))[0]
     halves = torch.stack([drawn[..., :4].mean((1, 2)), drawn[..., 4:].mean((1, 2))], 1)
     assert (halves.sum(1) - 1).abs().mean() < 0.15  # one of the two, not both and not none
     assert 0.3 < (halves[:, 0] > 0.5).float().mean() < 0.7
     assert (halves - 0.5).abs().mean() > 0.35
+
+
+def test_an_untrained_engression_draws_moved_fits():
+    """With a trunk that answers 0, its draws are those of the fit's errors and no noise shows."""
+    network = Engression((8, 16))
+    for weight in network.unet.parameters():
+        torch.nn.init.zeros_(weight)
+    truth = Emitters(*(torch.tensor([[x]]) for x in (7.3, 8.1, 1500.0)))
+    frame = frame_input(expected_photons(truth, PSF(1.0), (16, 16), 8.0)[:, None], 2.0)
+    estimate = kde_image(truth, (16, 16))
+    moved = FrameFit(estimate, frame).moved(5, dice(3))
+    torch.testing.assert_close(network.eval().sample(estimate, frame, 5, dice(3)), moved)
 
 
 # -- conformal -----------------------------------------------------------------------------------------------------
