@@ -39,6 +39,7 @@ from smlmtut.imaging.scenes import draw_batch
 from smlmtut.localize.exact import MARGIN, training_prior
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, frame_input, sample_kde
+from smlmtut.networks.condition import FrameFit
 from smlmtut.networks.deepstorm import DeepSTORM, estimate_kde
 from smlmtut.networks.emitter_set import EmitterSet
 from smlmtut.networks.engression import Engression
@@ -53,7 +54,7 @@ AMBIGUOUS = (0.05, 0.95)  # exact p(K = 2) of the pairs whose log loss is report
 FRAMES_AT_ONCE = 8
 SLOW = ("cddpm-2d-published",)  # scored only where they are named: 100 calls a sample
 RIVALS = {"gaussian-2d": Gaussian, "emitters-2d": EmitterSet, "engression-2d": Engression}
-DRAW_EMITTERS = ("fit", "modes", "emitters-2d")  # whose draws are KDEs
+DRAW_EMITTERS = ("fit", "moved", "modes", "emitters-2d")  # whose draws are KDEs
 AS_KDES = ", as KDEs"  # of a row of draws that were read as emitters and drawn again
 CLASSES_ASKED = (*KINDS, "prior")
 
@@ -162,6 +163,11 @@ def fitted(threshold: float = 0.25) -> Method:
         return images(u, v, start.mask[:, None].expand(u.shape).float())
 
     return draw
+
+
+def moved(frames: Frames, samples: int, generator: torch.Generator) -> Tensor:
+    """The fit from which the networks start, moved by draws of its errors: where engression starts."""
+    return FrameFit(frames.estimate, frames.inputs).moved(samples, generator)
 
 
 def modes(most: int = 28) -> Method:
@@ -439,7 +445,7 @@ def tell(methods: dict[str, Method], folder: Path | None, part: str, given: argp
 
 def shipped() -> dict[str, Method]:
     """What a fresh checkout can score: what trains nothing, and the networks whose weights ship."""
-    found = {"fit": fitted(), "modes": modes()}
+    found = {"fit": fitted(), "moved": moved, "modes": modes()}
     found["cddpm-2d"] = diffusion(pretrained.load("cddpm-2d", kind=ConditionalDiffusion))
     found["cddpm-2d-published"] = published()
     return found | {name: rival(pretrained.load(name, kind=kind)) for name, kind in RIVALS.items()}

@@ -78,20 +78,19 @@ def localize(
     noise, and what it finds in noise alone. A warning tells what lies outside, and the table gets a column
     outside_scene of ones.
 
-    With --uncertainty a network draws samples of what each frame may contain: the diffusion model, or with --posterior
-    engression-2d one that needs a single call for each, in a twentieth of the time or less. Each localization gets the
+    With --uncertainty a network draws samples of what each frame may contain, in one call each; with --posterior
+    cddpm-2d the diffusion model does, which takes some 25 times as long. Each localization gets the
     standard deviation of its position, in nm in a .csv and in pixels in an .hdf5, and the probability that it is real:
     the share of the samples that have it within --radius, and no more than the comparison of the movie with the
     training scene allows. Two float32 images appear beside the table, four pixels to a
     camera pixel: the sum of the frames' mean KDEs, locs.mean.tif for locs.csv, and the standard deviation of that sum,
-    locs.sd.tif, in which the variances of the frames add. One core of a CPU needs up to a minute for a frame of
-    64 × 64 pixels; the time is proportional to --samples.
+    locs.sd.tif, in which the variances of the frames add. One core of a CPU needs up to three seconds for a frame
+    of 64 × 64 pixels; the time is proportional to --samples.
 
     With --uncertainty --exact, Markov chains draw from the exact posterior of each group of molecules that fits into
     8 × 8 pixels, under the prior of the training scene. Where they do not agree in the end, and in larger groups, the
-    diffusion model answers as before. Column exact is 1 where the chains answer; r_hat (at most 1.05) and
-    effective_size (at least 100) then tell how well they agree, and are 0 elsewhere. With one molecule on 2 µm² this
-    takes a quarter of the time that the diffusion model takes alone.
+    network answers as before. Column exact is 1 where the chains answer; r_hat (at most 1.05) and
+    effective_size (at least 100) then tell how well they agree, and are 0 elsewhere.
 
     With --workers or --scheduler other processes compute, by dask.distributed; this one reads the movie and writes the
     table. The files are, to the last bit, those of one process with one thread (OMP_NUM_THREADS=1); more threads round

@@ -100,7 +100,7 @@ class NetworkOptions:
     )
     posterior: Annotated[
         str, typer.Option(help="What draws samples: the name of shipped weights, or a .safetensors file.")
-    ] = "cddpm-2d"
+    ] = "engression-2d"
     device: On = Device.auto
     precision: Annotated[
         Precision,

@@ -33,7 +33,7 @@ from .movie import WINDOW, frame_estimator
 # All tensors are on the generator's device.
 KDESampler = Callable[[Tensor, Tensor, Tensor, int, torch.Generator], Tensor]
 
-SAMPLER = "cddpm-2d"  # the shipped network that draws where no other is named
+SAMPLER = "engression-2d"  # the shipped network that draws where no other is named
 SAMPLERS: dict[str, Any] = {"ConditionalDiffusion": ConditionalDiffusion, "Engression": Engression}
 ATTENDED = 64  # px, the largest side for networks with attention, whose cost grows as the square of the area
 REGION = 16  # px, the smallest side of a region: that of the frames on which the networks were trained
