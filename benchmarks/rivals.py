@@ -61,9 +61,7 @@ def draw_of(name: str, scene: Scene, phi: DeepSTORM) -> Draw:
 
 def made(name: str, seed: int) -> Rival:
     """A rival as it is before training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return RIVALS[name]()
+    return recipes.seeded(RIVALS[name])(seed)
 
 
 def train(folder: Path, names: list[str], seeds: list[int], frames: int, threads: int) -> None:

@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[Make, TrainingSettings]] = {
     ),
     "gaussian-2d": (Gaussian, RIVALS),
     "emitters-2d": (EmitterSet, RIVALS),
-    "engression-2d": (Engression, replace(RIVALS, steps=6000)),
+    "engression-2d": (Engression, recipes.SHIPPED_ENGRESSION),
 }
 
 

@@ -90,9 +90,7 @@ def fit_emitters(
             f"got {tuple(variance.shape)}"
         )
     for name, limits in (("photons", photons), ("background", background), ("sigma", sigma)):
-        if not 0 <= limits[0] < limits[1] or (name == "sigma" and limits[0] == 0):
-            least = "above 0" if name == "sigma" else "of at least 0"
-            raise ValueError(f"{name} must be two increasing limits {least}, got {limits}")
+        checked_limits(name, limits)
     height, width = frames.shape[1:]
     left, right, top, bottom = (-3.5, width + 2.5, -3.5, height + 2.5) if position is None else position
     if not (left < right and top < bottom):
@@ -101,6 +99,14 @@ def fit_emitters(
     limits = frames.new_tensor([*own, background, sigma])
     model = _Model(frames, variance, start.to(frames.device, frames.dtype), limits)
     return model.fit(tolerance, whole("max_iterations", max_iterations))
+
+
+def checked_limits(name: str, limits: Limits) -> Limits:
+    """The limits of photons, background or sigma; ValueError where they do not increase from 0 on, sigma's above it."""
+    if not 0 <= limits[0] < limits[1] or (name == "sigma" and limits[0] == 0):
+        least = "above 0" if name == "sigma" else "of at least 0"
+        raise ValueError(f"{name} must be two increasing limits {least}, got {limits}")
+    return limits
 
 
 class _Model:

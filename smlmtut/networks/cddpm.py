@@ -15,7 +15,7 @@ from .._validate import choice, rank, whole
 from ..diffusion.process import KINDS, denoising_error, q_sample, to_x0
 from ..diffusion.samplers import Sampler, dpm_solver, sample
 from ..diffusion.schedule import NoiseSchedule, log_snr
-from .condition import CHANNELS, FACTOR, SCALE_UNIT, Condition, condition_on
+from .condition import CHANNELS, FACTOR, SCALE_UNIT, Condition, Fit, FitRange, FrameFit, condition_on
 from .deepstorm import network_input
 from .unet import UNet
 
@@ -55,7 +55,8 @@ class ConditionalDiffusion(nn.Module):
     """The denoiser of p(y | c) with its change of variables.
 
     form: "fitted" or "published", see above. kind: what the U-Net predicts, "noise", "x0" or "v".
-    channels, blocks, attention: of the U-Net.
+    channels, blocks, attention: of the U-Net. fit: the range of the fit that its condition is made of, a FitRange or
+        its fields; None, that of the reference scene.
     Raises ValueError for an unknown form or kind.
     """
 
@@ -68,13 +69,15 @@ class ConditionalDiffusion(nn.Module):
         channels: tuple[int, int] = (32, 64),
         blocks: int = 1,
         attention: bool = False,
+        fit: Fit = None,
     ) -> None:
         super().__init__()
+        self.fit = FitRange.read(fit)
         self.kind = choice("kind", kind, KINDS)
         self.frame = choice("form", form, FORMS) == "fitted"  # whether it sees the frame
         self.architecture: dict[str, Any] = {
             "form": form, "kind": kind, "channels": [whole("channels", n) for n in channels], "blocks": blocks,
-            "attention": bool(attention),
+            "attention": bool(attention), "fit": self.fit.plain(),
         }  # fmt: skip
         self.unet = UNet(1 + (CHANNELS if self.frame else 1), 1, (channels[0], channels[1]), blocks, bool(attention))
 
@@ -89,7 +92,7 @@ class ConditionalDiffusion(nn.Module):
             wanted = "given: this network sees the frame and ŷ" if self.frame else "None: this network sees ŷ alone"
             raise ValueError(f"frame must be {wanted}, got {'None' if frame is None else tuple(frame.shape)}")
         if frame is not None:
-            return condition_on(estimate, frame)
+            return condition_on(estimate, frame, FrameFit(estimate, frame, self.fit))
         half = torch.full_like(estimate, 0.5)
         return Condition(half, half, estimate)
 

@@ -5,23 +5,25 @@ curvature of its likelihood says how far y may be from it. Nothing of this is tr
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._validate import rank
-from ..estimation.joint import JointFit, fit_emitters
+from ..estimation.joint import JointFit, Limits, checked_limits, fit_emitters
+from ..imaging.distributions import highest, lowest
 from ..imaging.first_guess import peak_emitters
 from ..imaging.kde import kde_image, to_super_resolved
 from ..imaging.psf import PSF, Emitters, expected_photons
+from ..imaging.scenes import Scene
 from ..imaging.windows import Window, windows
 from .inputs import input_electrons
 
 FACTOR = 4  # super-resolved pixels per camera pixel, along each axis
-LOWEST_PEAK, PHOTONS, STEPS = 0.25, 1050.0, 12  # of ŷ that is fitted; where its fit starts; of the fit, at most
+LOWEST_PEAK, STEPS = 0.25, 12  # of ŷ that is fitted; of the fit, at most
 # px, sides of the windows in which larger frames are fitted, that of the training's frames, and what a window sees
 # beyond its own part; px beyond a window where emitters count too; windows that are fitted together
 SIDE, MARGIN, BEYOND, AT_ONCE = 16, 3, 2.0, 256
@@ -32,6 +34,51 @@ SCALE_UNIT = 0.1  # of a kernel's peak, about the sd of y beside an emitter: the
 CHANNELS, EVIDENCE = 7, 2  # of Condition.inputs; of FrameFit.evidence
 FARTHEST = 0.5  # px: of the errors by which a molecule is moved. Where they are larger the fit knows nothing of it
 SURE = 10.0  # N over its sd that gives a kernel of height 1
+
+NARROW = 0.02  # least width of a range over its upper end: a quantity that is fixed gets 1 % to either side
+
+
+@dataclass(frozen=True)
+class FitRange:
+    """Limits (low, high) of what the fit may find; it starts in their middle. The defaults are the reference scene's.
+
+    photons: photo-electrons of an emitter. background: photo-electrons per pixel. sigma: px.
+    Raises ValueError, and TypeError for what are not two numbers, where limits do not increase from 0 on.
+    """
+
+    photons: Limits = (100.0, 2000.0)
+    background: Limits = (0.0, 20.0)
+    sigma: Limits = (0.92, 1.08)
+
+    def __post_init__(self) -> None:
+        for name, limits in asdict(self).items():
+            low, high = map(float, limits)  # JSON has lists
+            object.__setattr__(self, name, checked_limits(name, (low, high)))
+
+    @classmethod
+    def of(cls, scene: Scene) -> "FitRange":
+        """The range of a scene, as its camera sees it."""
+        found, efficiency = {}, scene.camera.quantum_efficiency
+        for name, scale in (("photons", efficiency), ("background", efficiency), ("sigma", 1.0)):
+            quantity = getattr(scene, name)
+            low, high = scale * lowest(quantity), scale * max(highest(quantity), 1e-3)
+            if high - low < NARROW * high:
+                low, high = low - NARROW / 2 * high, high + NARROW / 2 * high
+            found[name] = (max(0.0, low), high)
+        return cls(**found)
+
+    @classmethod
+    def read(cls, fit: "FitRange | dict[str, Any] | None") -> "FitRange":
+        """The range that an argument of a network means: itself, its fields as JSON has them, or None, the defaults."""
+        return fit if isinstance(fit, FitRange) else cls(**(fit or {}))
+
+    def plain(self) -> dict[str, list[float]]:
+        """Its fields as JSON has them."""
+        return {name: list(limits) for name, limits in asdict(self).items()}
+
+
+REFERENCE = FitRange()
+Fit = FitRange | dict[str, Any] | None  # an argument of networks, see FitRange.read
 
 
 class Condition(NamedTuple):
@@ -50,11 +97,12 @@ class FrameFit:
 
     estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. A large frame is fitted in windows of SIDE px
     that overlap, with a background of their own, and each peak counts in the window whose own part it lies in.
+    within: the limits of what it may find.
     Raises ValueError for a frame of another shape.
     """
 
     @torch.no_grad()
-    def __init__(self, estimate: Tensor, frame: Tensor) -> None:
+    def __init__(self, estimate: Tensor, frame: Tensor, within: FitRange = REFERENCE) -> None:
         rows, channels, *sides = rank("frame", frame, 4).shape
         wanted = tuple(rank("estimate", estimate, 4).shape)
         if channels != 2 or (rows, 1, *(FACTOR * n for n in sides)) != wanted:
@@ -70,12 +118,12 @@ class FrameFit:
         at_once = max(1, AT_ONCE // rows)
         self.parts: list[tuple[list[Window], JointFit, Tensor, Tensor]] = []
         with torch.autocast(estimate.device.type, enabled=False):
-            peaks = peak_emitters(estimate, FACTOR, threshold=LOWEST_PEAK, photons=PHOTONS)
+            peaks = peak_emitters(estimate, FACTOR, threshold=LOWEST_PEAK, photons=sum(within.photons) / 2)
             for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
                 x = torch.cat([frame[:, :, *place.seen()] for place in some])
                 start, own = _seen_from(some, peaks, (height, width))
                 electrons, read_variance = input_electrons(x)
-                fit = fit_emitters(electrons, start, read_variance, max_iterations=STEPS)
+                fit = fit_emitters(electrons, start, read_variance, **asdict(within), max_iterations=STEPS)
                 self.parts.append((some, fit, own, x))
 
     def kde(self) -> Tensor:
@@ -133,16 +181,17 @@ class FrameFit:
         return out.to(self.device)
 
 
-def fitted_kde(estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+def fitted_kde(estimate: Tensor, frame: Tensor, within: FitRange = REFERENCE) -> tuple[Tensor, Tensor]:
     """KDE and sd of the `FrameFit` of these frames, (B, 1, fH, fW) each."""
-    fit = FrameFit(estimate, frame)
+    fit = FrameFit(estimate, frame, within)
     return fit.kde(), fit.sd()
 
 
 def condition_on(estimate: Tensor, frame: Tensor, fit: FrameFit | None = None) -> Condition:
     """What [x, ŷ] tell: the fit's KDE as the centre, and scale² = FLOOR² + sd² + (centre − ŷ)².
 
-    fit: None, or that of these frames. Where it is wrong, ŷ, which is right on average, tells by how much.
+    fit: that of these frames; None, one within REFERENCE. Where it is wrong, ŷ, which is right on average, tells by how
+    much.
     estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. The inputs are ŷ; √ŷ, where a faint rim is
     visible; signal and read noise upsampled; ones, by which a convolution sees the border; centre; scale / SCALE_UNIT.
     Raises ValueError for a frame of another shape.

@@ -17,6 +17,7 @@ from ..imaging.kde import kde_image
 from ..imaging.psf import Emitters
 from ..imaging.scenes import Scene, draw_batch
 from .cddpm import DiffusionBatch
+from .condition import Fit
 from .deepstorm import DeepSTORM
 from .recipes import draw_estimates
 from .rivals import Rival, frame_weight
@@ -70,8 +71,8 @@ def draw_emitters(scene: Scene, shape: tuple[int, int], phi: DeepSTORM) -> Draw:
 class EmitterSet(Rival):
     """The network: the trunk, then one convolution from the 16 super-resolved pixels of a camera pixel to 7 numbers."""
 
-    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(4, channels, blocks)
+    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1, fit: Fit = None) -> None:
+        super().__init__(4, channels, blocks, fit)
         self.head = nn.Conv2d(4 * self.factor**2, 7, 1)
         # at the start: p = 0.03, 8 emitters a frame; the middle of the pixel; 700 photons; sd of 0.7
         self.head.bias = nn.Parameter(torch.tensor([-3.5, 0, 0, 0, 0, 0, 0]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._validate import whole
 from .cddpm import CHUNK, DiffusionBatch
-from .condition import EVIDENCE, SCALE_UNIT, Condition, FrameFit, condition_on
+from .condition import EVIDENCE, SCALE_UNIT, Condition, Fit, FrameFit, condition_on
 from .rivals import Rival, frame_weight
 
 WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
@@ -25,8 +25,8 @@ class Engression(Rival):
     network to decide, by one image of noise for each draw, seen blurred as well.
     """
 
-    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(1, channels, blocks, more=EVIDENCE + 2 + len(WIDTHS))
+    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1, fit: Fit = None) -> None:
+        super().__init__(1, channels, blocks, fit, more=EVIDENCE + 2 + len(WIDTHS))
 
     def draw(self, known: Condition, moved: Tensor, noise: Tensor) -> Tensor:
         """A draw for each moved fit and image of noise, (B, 1, fH, fW) all."""
@@ -38,7 +38,7 @@ class Engression(Rival):
 
         Their noise is from the global random state, as dropout's is.
         """
-        fit = FrameFit(batch.estimate, batch.frame)
+        fit = FrameFit(batch.estimate, batch.frame, self.fit)
         known = believed(fit, condition_on(batch.estimate, batch.frame, fit))
         device = batch.estimate.device
         seed = int(torch.randint(1 << 31, (1,), device=device))
@@ -52,7 +52,7 @@ class Engression(Rival):
         self, estimate: Tensor, frame: Tensor, samples: int, generator: torch.Generator, chunk: int = CHUNK
     ) -> Tensor:
         """(B, S, fH, fW), one call of the U-Net for each, `chunk` at once. Raises ValueError as Gaussian's does."""
-        fit = FrameFit(estimate, frame)
+        fit = FrameFit(estimate, frame, self.fit)
         known = believed(fit, condition_on(estimate, frame, fit))
         moved = fit.moved(whole("samples", samples), generator)  # (B, S, fH, fW)
         out = torch.randn(moved.shape, generator=generator, device=moved.device).flatten(0, 1)[:, None]

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,16 @@ from ..diffusion.schedule import NoiseSchedule
 from ..imaging.camera import Camera
 from ..imaging.scenes import Scene, draw_batch
 from .cddpm import STEPS, ConditionalDiffusion, DiffusionBatch, frame_input
+from .condition import FitRange
 from .deepstorm import DeepSTORM
+from .engression import Engression
 from .precision import best_precision
 from .settings import Draw, Loss, TrainingSettings
 
 FRAME = (32, 32)  # camera pixels of a training frame of DeepSTORM, larger than the 28 that one pixel of ŷ depends on
-SMALL_FRAME = (16, 16)  # of the diffusion model: 64 × 64 super-resolved pixels
+SMALL_FRAME = (16, 16)  # of what draws samples: 64 × 64 super-resolved pixels
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,7 @@ def deepstorm_2d(scene: Scene, settings: TrainingSettings | None = None, **archi
 
     settings: None: those of the shipped weights. architecture: arguments of DeepSTORM other than its defaults.
     """
-
-    def network(seed: int) -> DeepSTORM:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return DeepSTORM(**architecture)
-
+    network = seeded(DeepSTORM, **architecture)
     shape = network(0)
     return Recipe(network, draw_frames(scene, FRAME, shape.factor, shape.sigma), squared_error, settings or SHIPPED)
 
@@ -72,20 +71,37 @@ def cddpm_2d(scene: Scene, phi: DeepSTORM, settings: TrainingSettings | None = N
     """The conditional diffusion model of y given a frame and phi's ŷ.
 
     phi: a trained network, which is not changed. settings: None: those of the shipped weights. architecture:
-        arguments of ConditionalDiffusion other than its defaults; PUBLISHED_FORM for the published form.
+        arguments of ConditionalDiffusion other than its defaults; PUBLISHED_FORM for the published form. The range of
+        its fit is the scene's unless given.
     """
+    network = seeded(ConditionalDiffusion, **{"fit": FitRange.of(scene)} | architecture)
+    return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), diffusion_loss, settings or SHIPPED_DIFFUSION)
 
-    def network(seed: int) -> ConditionalDiffusion:
+
+def engression_2d(scene: Scene, phi: DeepSTORM, settings: TrainingSettings | None = None, **architecture) -> Recipe:
+    """The network that draws y in one call. Arguments as in `cddpm_2d`; architecture: of Engression.
+
+    Its loss draws from the global random state: seed that too.
+    """
+    network = seeded(Engression, **{"fit": FitRange.of(scene)} | architecture)
+    return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), diffusion_loss, settings or SHIPPED_ENGRESSION)
+
+
+def seeded(kind: Callable[..., Network], **architecture) -> Callable[[int], Network]:
+    """The function that makes a network with the random weights of a seed."""
+
+    def network(seed: int) -> Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return ConditionalDiffusion(**architecture)
+            return kind(**architecture)
 
-    return Recipe(network, draw_estimates(scene, SMALL_FRAME, phi), diffusion_loss, settings or SHIPPED_DIFFUSION)
+    return network
 
 
 SHIPPED_DIFFUSION = TrainingSettings(
     steps=6_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027
 )
+SHIPPED_ENGRESSION = replace(SHIPPED_DIFFUSION, seed=2101)
 PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
 PUBLISHED_FORM = {"form": "published", "kind": "noise", "attention": True}
 
@@ -111,7 +127,7 @@ def squared_error(network: nn.Module, batch: DeepSTORMBatch) -> Tensor:
 
 
 def draw_estimates(scene: Scene, shape: tuple[int, int], phi: DeepSTORM) -> Draw:
-    """Batches for the diffusion model: KDEs of a scene with phi's estimates, noise levels and noise."""
+    """Batches for what draws samples: KDEs of a scene with phi's estimates, noise levels and noise."""
     schedule = NoiseSchedule.cosine(STEPS)
     networks: dict[torch.device, DeepSTORM] = {}
 
@@ -133,5 +149,5 @@ def draw_estimates(scene: Scene, shape: tuple[int, int], phi: DeepSTORM) -> Draw
 
 
 def diffusion_loss(network: nn.Module, batch: DiffusionBatch) -> Tensor:
-    """The loss of ConditionalDiffusion, reached through its forward; see there."""
+    """The loss that ConditionalDiffusion and the rivals compute themselves, reached through their forward."""
     return network(batch)

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from .._validate import between, positive, whole
 from .cddpm import DiffusionBatch, pixel_weight
-from .condition import CHANNELS, FACTOR, SCALE_UNIT, Condition, condition_on
+from .condition import CHANNELS, FACTOR, SCALE_UNIT, Condition, Fit, FitRange, FrameFit, condition_on
 from .unet import ResidualBlock, UNet
 
 NARROWEST = 0.1  # smallest sd of z, .002 of y in the dark: over 64 × 64 pixels that adds up to .13 of a kernel's peak
@@ -28,23 +28,31 @@ LEVELS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 
 class Rival(nn.Module):
     """The trunk that all share.
 
-    outputs: its images. channels, blocks: as in ConditionalDiffusion. more: images that it takes beside the condition.
+    outputs: its images. channels, blocks, fit: as in ConditionalDiffusion. more: images that it takes beside the
+    condition.
     """
 
     factor = FACTOR
 
-    def __init__(self, outputs: int, channels: tuple[int, int] = (32, 64), blocks: int = 1, more: int = 0) -> None:
+    def __init__(
+        self, outputs: int, channels: tuple[int, int] = (32, 64), blocks: int = 1, fit: Fit = None, more: int = 0
+    ) -> None:
         super().__init__()
-        self.architecture = {"channels": list(channels), "blocks": blocks}
+        self.fit = FitRange.read(fit)
+        self.architecture = {"channels": list(channels), "blocks": blocks, "fit": self.fit.plain()}
         self.unet = UNet(CHANNELS + more, outputs, channels, blocks)
 
     def read(self, estimate: Tensor, frame: Tensor) -> tuple[Condition, Tensor]:
-        """What is known, and the trunk's images (B, outputs, fH, fW) float32.
-
-        estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `frame_input`. Raises ValueError as `condition_on` does.
-        """
-        condition = condition_on(estimate, frame)
+        """What is known, and the trunk's images (B, outputs, fH, fW) float32. Arguments and errors: of `condition`."""
+        condition = self.condition(estimate, frame)
         return condition, self.trunk(condition.inputs)
+
+    def condition(self, estimate: Tensor, frame: Tensor) -> Condition:
+        """What is known. estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `frame_input`.
+
+        Raises ValueError as `condition_on` does.
+        """
+        return condition_on(estimate, frame, FrameFit(estimate, frame, self.fit))
 
     def trunk(self, images: Tensor) -> Tensor:
         """The U-Net at one noise level: (B, CHANNELS + more, fH, fW) to (B, outputs, fH, fW) float32."""
@@ -69,8 +77,10 @@ def independent(mean: Tensor, sd: Tensor, generator: torch.Generator) -> Tensor:
 class Gaussian(Rival):
     """A mean and a standard deviation for each pixel (Nix & Weigend 1994)."""
 
-    def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1, outputs: int = 2) -> None:
-        super().__init__(outputs, channels, blocks)
+    def __init__(
+        self, channels: tuple[int, int] = (32, 64), blocks: int = 1, outputs: int = 2, fit: Fit = None
+    ) -> None:
+        super().__init__(outputs, channels, blocks, fit)
 
     def moments(self, estimate: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sd of y, (B, 1, fH, fW) each; the sd is NARROWEST scales or more."""
@@ -103,8 +113,14 @@ class Quantiles(Rival):
 
     levels: Tensor
 
-    def __init__(self, levels: Sequence[float] = LEVELS, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(whole("the number of levels", len(levels), 2), channels, blocks)
+    def __init__(
+        self,
+        levels: Sequence[float] = LEVELS,
+        channels: tuple[int, int] = (32, 64),
+        blocks: int = 1,
+        fit: Fit = None,
+    ) -> None:
+        super().__init__(whole("the number of levels", len(levels), 2), channels, blocks, fit)
         if not all(low < high for low, high in zip((0, *levels), (*levels, 1), strict=True)):
             raise ValueError(f"levels must rise between 0 and 1, got {tuple(levels)}")
         self.register_buffer("levels", torch.tensor(levels))
@@ -187,8 +203,10 @@ class Dropout(Gaussian):
     rate: share of the channels that are lost before the last convolution of each residual block, in [0, 0.9].
     """
 
-    def __init__(self, rate: float = 0.1, channels: tuple[int, int] = (32, 64), blocks: int = 1) -> None:
-        super().__init__(channels, blocks)
+    def __init__(
+        self, rate: float = 0.1, channels: tuple[int, int] = (32, 64), blocks: int = 1, fit: Fit = None
+    ) -> None:
+        super().__init__(channels, blocks, fit=fit)
         self.rate = between("rate", float(rate), 0, 0.9)
         self.dice: torch.Generator | None = None  # of the masks, while it samples
         for block in residual_blocks(self.unet):
@@ -233,9 +251,9 @@ class SNGP(Gaussian):
     precision: Tensor
 
     def __init__(
-        self, hidden: int = 16, waves: int = 128, channels: tuple[int, int] = (32, 64), blocks: int = 1
+        self, hidden: int = 16, waves: int = 128, channels: tuple[int, int] = (32, 64), blocks: int = 1, fit: Fit = None
     ) -> None:
-        super().__init__(channels, blocks, whole("hidden", hidden) + 1)
+        super().__init__(channels, blocks, whole("hidden", hidden) + 1, fit)
         self.unet.head.reset_parameters()  # the same features in every pixel, as with its zeros, would stay the same
         for block in residual_blocks(self.unet):
             spectral_norm(block.conv1[2])
