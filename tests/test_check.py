@@ -14,10 +14,12 @@ from smlmtut._random import step_generator
 from smlmtut.imaging.camera import Camera, expose
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
 from smlmtut.localize import MovieCheck, check_movie, localize_to_file
-from smlmtut.localize.check import OUTSIDE, fitted_rate, lower_spread, noise_alone, problems
+from smlmtut.localize.check import OUTSIDE, fitted_rate, noise_alone, problems, unlike
+from smlmtut.localize.isolated import lower_spread
+from smlmtut.localize.scene import REFERENCE
 from smlmtut.networks.pretrained import load
 
-GOOD = MovieCheck(5.0, 0.9, 1.0, 0.0, 0.0, 1.0, 0.01, ())
+GOOD = MovieCheck(5.0, 0.9, 1.0, 0.0, 0.0, 1.0, 1.0, 900.0, 0.01, ())
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +102,12 @@ def test_a_movie_of_eight_bits_is_warned_of_even_where_it_looks_right(movies, ne
 
 def test_crowded_movies_have_wider_limits():
     """Where nearly all pixels are lit, missed molecules raise the background, and the dim pixels are chosen ones."""
-    numbers = {"below": 0.0, "saturated": 0.0, "density": 5.0, "false_share": 0.0}
     for dim, noise, background, wanted in (
         (0.5, 0.85, 5.0, 1), (0.1, 0.85, 5.0, 0), (0.1, 0.7, 5.0, 1), (0.1, 1.15, 5.0, 1),
         (0.5, 1.0, 30.0, 1), (0.1, 1.0, 30.0, 0), (0.1, 1.0, 45.0, 1),
     ):  # fmt: skip
-        found = problems(background=background, dim=dim, noise=noise, **numbers)
+        check = replace(GOOD, background=background, dim=dim, noise=noise, density=5.0)
+        found = [*problems(check), *unlike(check, 108.0, {"w": REFERENCE})]
         assert len(found) == wanted, (dim, noise, background, found)
 
 

@@ -74,9 +74,9 @@ def localize(
     and mass of each peak. With --precision no it is the same on every machine, up to rounding; bf16 moves a position by
     a small part of its standard deviation. With --frames the numbers of the frames are still those of the movie.
 
-    Before the first frame, a few windows of the movie are compared with what the network was trained on: background,
-    noise, and what it finds in noise alone. A warning tells what lies outside, and the table gets a column
-    outside_scene of ones.
+    Before the first frame, a few windows of the movie are compared with what the networks were trained on, which stands
+    in their files: pixel size, PSF, photons, background, density; and with the camera: noise, and what is found in
+    noise alone. A warning tells what lies outside, and the table gets a column outside_scene of ones.
 
     With --uncertainty a network draws samples of what each frame may contain, in one call each; with --posterior
     cddpm-2d the diffusion model does, which takes some 25 times as long. Each localization gets the
@@ -113,6 +113,7 @@ def localize(
         from .. import io
         from ..localize import image_paths, localize_to_file, localize_with_uncertainty
         from ..localize.exact import ExactSettings
+        from ..localize.scene import trained_scene
         from ..networks import pretrained
 
         changed = {"samples": samples, "radius": radius, "seed": checked_seed(seed)}
@@ -127,6 +128,7 @@ def localize(
             network = pretrained.load(networks.weights, device_from(networks.device))
             first, last = frame_range(frames, len(file))
             sampling = _sampling(networks, changed) if uncertainty else {}
+            used = (networks.weights, networks.posterior) if uncertainty else (networks.weights,)
             if exact:
                 sampling["exact"] = ExactSettings(pixel)
             with client as cluster:
@@ -144,7 +146,7 @@ def localize(
                 rows = localize_to_file(
                     output, file, camera, network, pixel, threshold, min_mass, start=first, stop=last, resume=resume,
                     progress=not networks.quiet, precision=networks.precision.value, inspect=_warn, client=cluster,
-                    **sampling,
+                    scenes={name: trained_scene(name) for name in used}, **sampling,
                 )  # fmt: skip
             beside = f", images to {' and '.join(map(str, image_paths(output)))}" if uncertainty else ""
             typer.echo(f"wrote {rows} localizations of {last - first} frames to {output}{beside}")
@@ -177,6 +179,7 @@ def sample(
         from .._validate import whole
         from ..io.movies import TIFF_SUFFIXES
         from ..localize import SamplingSettings, check_movie, sample_frames, shipped_sampler
+        from ..localize.scene import trained_scene
         from ..networks import pretrained
 
         with_suffix("output", output, TIFF_SUFFIXES)  # an error before the work, not after it
@@ -191,11 +194,12 @@ def sample(
             network = pretrained.load(networks.weights, device)
             sampler, _ = shipped_sampler(networks.posterior, device, precision)
             drawn = sample_frames(file, camera, network, sampler, settings, first, stop, precision)
-            # the pixel size decides about the density alone, which a few frames of a user's choice need not have
-            _warn(check_movie(file, camera, network, described.pixel_size_nm or file.pixel_size_nm or 108.0))
+            scenes = {name: trained_scene(name) for name in (networks.weights, networks.posterior)}
+            pixel = file.pixel_size_nm if described.pixel_size_nm is None else described.pixel_size_nm
+            # without one, that of the weights: what the samples are does not depend on it
+            _warn(check_movie(file, camera, network, pixel or scenes[networks.weights].pixel_size_nm, scenes=scenes))
             size = (network.factor * file.shape[1], network.factor * file.shape[2])
             stacks = tqdm(drawn, total=frames, unit="frame", desc=output.name, disable=networks.quiet)
-            pixel = file.pixel_size_nm if described.pixel_size_nm is None else described.pixel_size_nm
             fine = None if pixel is None else pixel / network.factor
             io.write_stacks(output, stacks, (frames, samples, *size), fine)
             typer.echo(f"wrote {samples} samples of each of {frames} frames, {size[0]} × {size[1]} pixels, to {output}")

@@ -9,7 +9,7 @@ import typer
 from .options import Device, On, SensorOptions, checked_seed, grouped, plain_errors
 
 if TYPE_CHECKING:
-    from ..imaging.scenes import Scene
+    from .. import imaging
     from ..networks.recipes import Recipe
     from ..networks.settings import TrainingSettings
 
@@ -35,43 +35,52 @@ class TrainingOptions:
         return replace(base, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
+Scene = Annotated[
+    Path | None,
+    typer.Option(help="YAML file of `smlmtut measure`: the scene to train on.", show_default="the reference scene"),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights to start from: the name of shipped ones, or a .safetensors file.", show_default="random numbers"
+    ),
+]
+Estimator = Annotated[str, typer.Option(help="DeepSTORM, whose ŷ is the condition: a name, or a .safetensors file.")]
+
+
 @training_app.command("deepstorm")
 @grouped
 def train_deepstorm(
     folder: Folder,
     training: TrainingOptions,
     sensor: SensorOptions,
-    scene: Annotated[
-        Path | None,
-        typer.Option(help="YAML file of `smlmtut measure`: the scene to train on.", show_default="the reference scene"),
-    ] = None,
+    scene: Scene = None,
+    start: Start = None,
     channels: Annotated[int | None, typer.Option(help="Features of the context module.", show_default="64")] = None,
     device: On = Device.auto,
 ) -> None:
     """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
 
     With --scene the frames are drawn from that file's pixel size, PSF, photons, background and density instead, as a
-    round PSF; the file's numbers are kept in the metadata of the weights.
+    round PSF. The weights keep the numbers of their scene, in photo-electrons, and `smlmtut localize` warns of movies
+    outside of it. With --start the training goes on from trained weights of the same architecture: give it fewer
+    --steps and a lower --learning-rate.
 
     Give the same command again to continue an interrupted run. Without a camera, the real maps of the book are used,
     which are downloaded once; of a file, --camera, the keys crop and pixel_size_nm are not used. The weights appear in
     FOLDER/weights.safetensors at the end.
 
     Example: smlmtut train deepstorm runs/mine --gain 2.0 --offset 100 --read-variance 22 --steps 5000
+
+    Example: smlmtut train deepstorm runs/mine --camera camera.yaml --scene scene.yaml --start deepstorm-2d
     """
     with plain_errors():
         from ..networks import recipes
 
         architecture = {} if channels is None else {"channels": channels}
-        settings = training.settings(recipes.SHIPPED)
-        reference, metadata = _scene(sensor), {}
-        if scene is not None:
-            from ..io.scene_file import read_scene
-
-            described = read_scene(scene)
-            reference, metadata = described.scene(reference.camera), {"scene": described.numbers()}
-        recipe = recipes.deepstorm_2d(reference, settings, **architecture)
-        _run(recipe, folder, device, "train deepstorm", metadata)
+        place = _scene(sensor, scene)
+        recipe = recipes.deepstorm_2d(place, training.settings(recipes.SHIPPED), **architecture)
+        _run(recipe, folder, device, "train deepstorm", place, start)
 
 
 @training_app.command("diffusion")
@@ -80,18 +89,19 @@ def train_diffusion(
     folder: Folder,
     training: TrainingOptions,
     sensor: SensorOptions,
+    scene: Scene = None,
+    start: Start = None,
     published: Annotated[
         bool, typer.Option("--published", help="The published form: noise of the image in [-1, 1], given ŷ alone.")
     ] = False,
-    estimator: Annotated[
-        str, typer.Option(help="DeepSTORM, whose ŷ is the condition: a name, or a .safetensors file.")
-    ] = "deepstorm-2d",
+    estimator: Estimator = "deepstorm-2d",
     device: On = Device.auto,
 ) -> None:
     """Train the conditional diffusion model on the same scene: samples of the KDE given DeepSTORM's estimate of it.
 
-    The network learns p(y given the frame and ŷ) about a fit of the frame; with --published, p(y given ŷ).
-    Interruptions, camera and weights: as for deepstorm.
+    The network learns p(y given the frame and ŷ) about a fit of the frame, whose limits are those of the scene; with
+    --published, p(y given ŷ). Scene, start, interruptions, camera and weights: as for deepstorm. The estimator should
+    be trained on the same scene.
 
     Example: smlmtut train diffusion runs/mine --estimator runs/deepstorm/weights.safetensors --steps 5000
     """
@@ -99,25 +109,72 @@ def train_diffusion(
         from ..networks import pretrained, recipes
 
         settings = training.settings(recipes.PUBLISHED_DIFFUSION if published else recipes.SHIPPED_DIFFUSION)
-        scene = _scene(sensor)
-        phi = pretrained.load(estimator)
-        recipe = recipes.cddpm_2d(scene, phi, settings, **(recipes.PUBLISHED_FORM if published else {}))
-        _run(recipe, folder, device, "train diffusion", {"estimator": pretrained.sha256(estimator)})
+        place, phi = _scene(sensor, scene), pretrained.load(estimator)
+        recipe = recipes.cddpm_2d(place, phi, settings, **(recipes.PUBLISHED_FORM if published else {}))
+        _run(recipe, folder, device, "train diffusion", place, start, estimator)
 
 
-def _scene(sensor: SensorOptions) -> "Scene":
-    """The reference scene, with the camera of the options where any is given."""
+@training_app.command("engression")
+@grouped
+def train_engression(
+    folder: Folder,
+    training: TrainingOptions,
+    sensor: SensorOptions,
+    scene: Scene = None,
+    start: Start = None,
+    estimator: Estimator = "deepstorm-2d",
+    device: On = Device.auto,
+) -> None:
+    """Train the network that draws a sample in one call, for `localize --uncertainty --posterior`.
+
+    It learns p(y given the frame and ŷ) as the diffusion model does, by the energy score of two draws. All else as for
+    diffusion.
+
+    Example: smlmtut train engression runs/fast --scene scene.yaml --estimator runs/mine/weights.safetensors
+    """
+    with plain_errors():
+        from ..networks import pretrained, recipes
+
+        settings = training.settings(recipes.SHIPPED_ENGRESSION)
+        place, phi = _scene(sensor, scene), pretrained.load(estimator)
+        recipe = recipes.engression_2d(place, phi, settings)
+        _run(recipe, folder, device, "train engression", place, start, estimator)
+
+
+def _scene(sensor: SensorOptions, path: Path | None) -> "imaging.Scene":
+    """The reference scene or that of a file, with the camera of the options where any is given."""
+    from ..io.scene_file import read_scene
     from ..networks import recipes
 
-    return recipes.reference_scene(sensor.description().camera() if sensor.given() else None)
+    described = None if path is None else read_scene(path)  # an error before the maps are downloaded
+    scene = recipes.reference_scene(sensor.description().camera() if sensor.given() else None)
+    return scene if described is None else described.scene(scene.camera)
 
 
-def _run(recipe: "Recipe", folder: Path, device: Device, title: str, metadata: dict[str, Any]) -> None:
-    """Train with a progress bar, then write the averaged weights."""
+def _run(
+    recipe: "Recipe",
+    folder: Path,
+    device: Device,
+    title: str,
+    scene: "imaging.Scene",
+    start: str | None,
+    estimator: str | None = None,
+) -> None:
+    """Train with a progress bar, then write the averaged weights, which tell what they were made from."""
+    import torch
+
+    from ..io.scene_file import SceneDescription
     from ..networks import checkpoint, pretrained, training
 
     settings = recipe.settings
+    metadata: dict[str, Any] = {"scene": SceneDescription.of(scene).numbers()}
+    metadata |= {
+        name: pretrained.sha256(given) for name, given in (("estimator", estimator), ("start", start)) if given
+    }
     network = recipe.network(settings.seed)
+    if start is not None:
+        pretrained.copy_weights(start, network)  # type: ignore[arg-type]
+    torch.manual_seed(settings.seed)  # of losses that draw
     states = training.train(network, recipe.draw, recipe.loss, settings, folder, device.value)
     for _ in training.follow(states, settings, title):
         pass

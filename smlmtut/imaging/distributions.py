@@ -62,6 +62,13 @@ def number_or_distribution(name: str, value: Distribution) -> Distribution:
     return value if isinstance(value, Uniform | LogUniform) else number(name, value)
 
 
+def scaled(distribution: Distribution, factor: float) -> Distribution:
+    """The distribution of a quantity multiplied by a positive number."""
+    if isinstance(distribution, Uniform | LogUniform):
+        return type(distribution)(factor * distribution.low, factor * distribution.high)
+    return factor * distribution
+
+
 def lowest(distribution: Distribution) -> float:
     """The lower end of a distribution, or the number itself."""
     return distribution.low if isinstance(distribution, Uniform | LogUniform) else float(distribution)

@@ -10,7 +10,7 @@ import yaml
 from .._files import replacing, with_suffix
 from .._validate import instance, number, positive
 from ..imaging.camera import Camera
-from ..imaging.distributions import Distribution, LogUniform, Uniform, highest, lowest
+from ..imaging.distributions import Distribution, LogUniform, Uniform, highest, lowest, scaled
 from ..imaging.scenes import Scene
 from .calibration import read_mapping
 
@@ -49,6 +49,22 @@ class SceneDescription:
         instance("measured", self.measured, Mapping)
         self.scene(Camera())  # whose checks are those of the other values
 
+    @classmethod
+    def of(cls, scene: Scene) -> "SceneDescription":
+        """A scene as its camera sees it: N and b in photo-electrons, which is all that a network sees."""
+        efficiency = scene.camera.quantum_efficiency
+        photons, background = (scaled(x, efficiency) for x in (scene.photons, scene.background))
+        return cls(scene.pixel_size_nm, scene.sigma, photons, background, scene.density)
+
+    @classmethod
+    def read(cls, numbers: Mapping[str, Any]) -> "SceneDescription":
+        """The scene of the keys and values of a file, or of `numbers`; ValueError for one that is wrong or missing."""
+        needed = [f.name for f in fields(cls)][:5]
+        missing = [name for name in needed if name not in numbers]
+        if missing:
+            raise ValueError(f"a scene must have the keys {', '.join(needed)}, got no {', '.join(missing)}")
+        return cls(**{key: value if key == "measured" else _read(key, value) for key, value in numbers.items()})
+
     def scene(self, camera: Camera) -> Scene:
         """The scene to train on, as that camera sees it."""
         return Scene(
@@ -85,16 +101,10 @@ def read_scene(path: str | Path) -> SceneDescription:
     Raises ValueError, naming file, key and value, for a file that is not a YAML mapping, a key that is unknown or
     missing, or a value that is no number or distribution or out of its range; FileNotFoundError where there is no file.
     """
-    path, names = Path(path), [f.name for f in fields(SceneDescription)]
-    found = read_mapping(path, names, "sigma_px: 1.0")
-    missing = [name for name in names[:5] if name not in found]
-    if missing:
-        raise ValueError(f"{path} must have the keys {', '.join(names[:5])}, got no {', '.join(missing)}")
+    path = Path(path)
+    found = read_mapping(path, [f.name for f in fields(SceneDescription)], "sigma_px: 1.0")
     try:
-        values: dict[str, Any] = {
-            key: value if key == "measured" else _read(key, value) for key, value in found.items()
-        }
-        return SceneDescription(**values)
+        return SceneDescription.read(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

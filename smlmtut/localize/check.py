@@ -7,6 +7,7 @@ with the noise that the camera's numbers foresee. That noise, with no molecule i
 what it finds there is false, and bounds the share of its localizations that can be right.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +18,14 @@ from torch import Tensor
 from .._random import step_generator
 from .._validate import positive, whole
 from ..imaging.camera import Camera, expose, to_photoelectrons
+from ..imaging.distributions import highest, lowest
 from ..imaging.kde import to_coordinates
 from ..imaging.psf import pixel_integral
-from ..imaging.scenes import BACKGROUND, DENSITY, SIGMA
+from ..io.scene_file import SceneDescription
 from ..networks.deepstorm import DeepSTORM, estimate_kde
 from .frames import Frames, checked_stop, movie_shape, read_frames
+from .isolated import lower_spread
+from .scene import ADVICE, REFERENCE, outside, spots_seen
 
 WINDOWS, SIDE = 16, 64  # that are looked at, and their side in camera pixels
 STEPS = 30  # of the fit of brightnesses; more change the background by less than 1 %
@@ -29,12 +33,10 @@ DIM = (1.1, 0.5)  # a pixel is dim where the fitted rate is below 1.1 times the 
 ENOUGH = 400  # dim pixels below which nothing is said of the noise
 # What benchmarks/movie_check.py finds on 500 movies of the training scene with the right camera, and a little more
 NOISE = (0.90, 1.10)  # sd of dim pixels over the sd that the camera foresees
-BACKGROUND_LIMIT = 1.25 * BACKGROUND.high  # e⁻ per pixel
 # Where molecules lie over most of the frame, those that are missed pass for background, and the dim pixels are the ones
-# where noise was low by chance: limits for a share of dim pixels below the first number
-CROWDED, NOISE_CROWDED, BACKGROUND_CROWDED = 0.25, 0.75, 2 * BACKGROUND.high
+# where noise was low by chance: the least noise for a share of dim pixels below the first number
+CROWDED, NOISE_CROWDED = 0.25, 0.75
 BELOW_LIMIT = 0.002  # share of pixels 4 sd below the offset: 3e-5 for a Gaussian
-DENSITY_LIMIT = 1.25 * DENSITY.high  # localizations per µm²
 FALSE_LIMIT = 0.1  # localizations in noise alone, over those in the movie
 OUTSIDE = "outside_scene"  # column of a table whose movie the check has problems with
 
@@ -46,7 +48,8 @@ class MovieCheck:
     background: e⁻ per pixel, the median over windows. dim: share of the pixels that are without molecules. noise: sd in
     these over the sd that the camera foresees; NaN where there are too few. below: share of pixels more than 4 sd below
     the offset. saturated: share at the largest value of the movie's integer type. density: localizations per µm² and
-    frame. false_share: localizations that the network finds in the movie's noise alone, over those in the movie.
+    frame. sigma, photons: sd of the PSF, px, and the median photo-electrons of isolated spots; NaN where these are too
+    few. false_share: localizations that the network finds in the movie's noise alone, over those in the movie.
     problems: sentences that say what lies outside of what the network knows, and what to do; empty where nothing does.
     """
 
@@ -56,6 +59,8 @@ class MovieCheck:
     below: float
     saturated: float
     density: float
+    sigma: float
+    photons: float
     false_share: float
     problems: tuple[str, ...]
 
@@ -80,18 +85,24 @@ def check_movie(
     start: int = 0,
     stop: int | None = None,
     seed: int = 0,
+    scenes: Mapping[str, SceneDescription] | None = None,
 ) -> MovieCheck:
     """Look at WINDOWS windows, spread over the movie's length and area.
 
     movie, camera, network, threshold, start, stop: as in `localize_movie`. seed: of places and noise.
+    scenes: names of the weights in use, those of `network` first, and the scenes that they were trained on, see
+        `scene.trained_scene`; None, the reference scene.
     Raises ValueError as `localize_movie` does.
     """
     length, height, width = movie_shape(movie, camera)
     frames = range(start, checked_stop(start, stop, length, least=1))
     looks = min(WINDOWS, len(frames))
     generator = step_generator(whole("seed", seed, 0), 0)
+    scenes = {"the network": REFERENCE} if scenes is None else scenes
+    trained = next(iter(scenes.values())).sigma_px
+    sigma = (lowest(trained) + highest(trained)) / 2
     size = (min(SIDE, height), min(SIDE, width))
-    found, false, dim, below, saturated, backgrounds = 0, 0, [], [], [], []
+    found, false, dim, below, saturated, backgrounds, windows = 0, 0, [], [], [], [], []
     for k in range(looks):
         frame = frames[k * len(frames) // looks]
         top, left = (
@@ -105,7 +116,7 @@ def check_movie(
         peaks = to_coordinates(
             estimate_kde(network, raw, place).cpu().double(), network.factor, network.sigma, threshold
         )
-        rate, background = fitted_rate(x, v, peaks.u, peaks.v)
+        rate, background = fitted_rate(x, v, peaks.u, peaks.v, sigma)
         noise = dim_residuals(x, rate, background, v, place, generator)
         nothing = noise_alone(noise[0], background, v, generator)
         alone = estimate_kde(network, nothing[None].float(), Camera(read_variance=v)).cpu().double()
@@ -113,11 +124,14 @@ def check_movie(
         found += len(peaks)
         dim.append(noise)
         backgrounds.append(background)
+        windows.append((x.numpy(), v.numpy() + 1e-3))
         below.append(float((x < -4 * (v + 1e-3).sqrt()).double().mean()))
         saturated.append(_at_the_top(movie, raw))
     data, foreseen = (torch.cat(parts) for parts in zip(*dim, strict=True))
     ratio = lower_spread(data) / lower_spread(foreseen) if len(data) >= ENOUGH else float("nan")
     area = looks * size[0] * size[1] * (positive("pixel_size_nm", pixel_size_nm) / 1000) ** 2
+    images, variances = (np.stack(parts) for parts in zip(*windows, strict=True))
+    sigma, photons = spots_seen(images, variances, sigma, np.array(backgrounds))
     numbers = {
         "background": float(np.median(backgrounds)),
         "dim": len(data) / (looks * size[0] * size[1]),
@@ -125,20 +139,22 @@ def check_movie(
         "below": float(np.mean(below)),
         "saturated": float(np.mean(saturated)),
         "density": found / area,
+        "sigma": sigma,
+        "photons": photons,
         "false_share": min(1.0, false / found) if found else 0.0,
     }
-    return MovieCheck(**numbers, problems=(*problems(**numbers), *_eight_bits(movie)))
+    check = MovieCheck(**numbers, problems=())
+    return replace(check, problems=(*problems(check), *unlike(check, pixel_size_nm, scenes), *_eight_bits(movie)))
 
 
-def fitted_rate(x: Tensor, v: Tensor, u: Tensor, w: Tensor, sigma: float | None = None) -> tuple[Tensor, float]:
+def fitted_rate(x: Tensor, v: Tensor, u: Tensor, w: Tensor, sigma: float) -> tuple[Tensor, float]:
     """The expected image of emitters at (u, w) with the brightnesses that fit best, and its background.
 
-    x, v: (H, W) photo-electrons and read variance. u, w: (K,) columns and rows, px. sigma: None, the middle of the
-    training scene's. Expectation-maximization for Poisson counts x + v of rate ω + v: each step multiplies a brightness
-    by the light that it explains over the light that it has, so all stay positive. Returns (H, W) e⁻ and e⁻ per pixel.
+    x, v: (H, W) photo-electrons and read variance. u, w: (K,) columns and rows, px. sigma: px. Expectation-maximization
+    for Poisson counts x + v of rate ω + v: each step multiplies a brightness by the light that it explains over the
+    light that it has, so all stay positive. Returns (H, W) e⁻ and e⁻ per pixel.
     """
-    width = (SIGMA.low + SIGMA.high) / 2 if sigma is None else sigma
-    along_u, along_v = pixel_integral(u, width, x.shape[1]), pixel_integral(w, width, x.shape[0])
+    along_u, along_v = pixel_integral(u, sigma, x.shape[1]), pixel_integral(w, sigma, x.shape[0])
     images = (along_v[:, :, None] * along_u[:, None, :]).reshape(len(u), x.numel())
     images = torch.cat([images, torch.ones(1, x.numel(), dtype=x.dtype)])  # (K + 1, P)
     counts, floor = (x + v).clamp(min=0).flatten(), v.flatten()
@@ -166,12 +182,6 @@ def dim_residuals(
     return ((x + dither[0] - rate) / scale)[dim], ((simulated + dither[1] - rate) / scale)[dim]
 
 
-def lower_spread(residuals: Tensor) -> float:
-    """Root mean square of what lies below the median, about the median: molecules that were missed lie above it."""
-    left = (residuals - residuals.median()).clamp(max=0)
-    return max(1e-9, float((left.square().sum() / (left < 0).sum().clamp(min=1)).sqrt()))
-
-
 def noise_alone(residuals: Tensor, background: float, v: Tensor, generator: torch.Generator) -> Tensor:
     """A frame (H, W) of the background with noise as the data have it, and no molecule.
 
@@ -187,26 +197,18 @@ def noise_alone(residuals: Tensor, background: float, v: Tensor, generator: torc
     return background + scale * sign * drawn
 
 
-def problems(
-    background: float, dim: float, noise: float, below: float, saturated: float, density: float, false_share: float
-) -> list[str]:
-    """What lies outside of the training scene, each with what to do."""
-    found = []
-    lowest, brightest = (NOISE_CROWDED, BACKGROUND_CROWDED) if dim < CROWDED else (NOISE[0], BACKGROUND_LIMIT)
+def problems(check: MovieCheck) -> list[str]:
+    """What contradicts the camera, each with what to do."""
+    found, noise, below, saturated = [], check.noise, check.below, check.saturated
     if noise > NOISE[1]:
         found.append(
             f"pixels without molecules scatter {noise:.2f} times as much as the camera foresees: "
             "check the read variance (ADU²), then the gain and the offset"
         )
-    if noise < lowest:
+    if noise < (NOISE_CROWDED if check.dim < CROWDED else NOISE[0]):
         found.append(
             f"pixels without molecules scatter {noise:.2f} times as much as the camera foresees: "
             "check the offset and the gain (ADU per photo-electron), then the read variance"
-        )
-    if background > brightest:
-        found.append(
-            f"the background is {background:.3g} photo-electrons a pixel, and the network knows up to "
-            f"{BACKGROUND.high:g}: check the offset and the gain"
         )
     if below > BELOW_LIMIT:
         found.append(f"{below:.1%} of the pixels lie far below the offset: check the offset and the read variance")
@@ -215,17 +217,23 @@ def problems(
             f"{saturated:.2%} of the pixels have the largest value of the movie's type: they are saturated, "
             "and --saturation refuses such frames"
         )
-    if density > DENSITY_LIMIT:
+    if check.false_share > FALSE_LIMIT:
         found.append(
-            f"{density:.3g} localizations a µm² and frame, and the network knows up to {DENSITY.high:g}: "
-            "check the camera, the pixel size and the activation"
-        )
-    if false_share > FALSE_LIMIT:
-        found.append(
-            f"the network finds {false_share:.0%} as many molecules in the noise of this movie alone: "
+            f"the network finds {check.false_share:.0%} as many molecules in the noise of this movie alone: "
             "raise the threshold, or check the camera"
         )
     return found
+
+
+def unlike(check: MovieCheck, pixel_size_nm: float, scenes: Mapping[str, SceneDescription]) -> list[str]:
+    """One sentence where a movie lies outside of scenes by name: which quantities, their ranges, and what to do."""
+    seen = {
+        "pixel_size_nm": pixel_size_nm, "sigma_px": check.sigma, "background": check.background,
+        "photons": check.photons, "density_per_um2": check.density,
+    }  # fmt: skip
+    found = {name: outside(scene, seen, check.dim < CROWDED) for name, scene in scenes.items()}
+    texts = [f"{name} was trained on: {', '.join(parts)}" for name, parts in found.items() if parts]
+    return [f"the movie lies outside of what {'; and of what '.join(texts)}: {ADVICE}"] if texts else []
 
 
 def _eight_bits(movie: Frames) -> list[str]:

@@ -1,7 +1,7 @@
 """A movie in, files out: the table of its localizations, and with a sampler two images."""
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
@@ -17,6 +17,7 @@ from .._files import held
 from .._validate import positive
 from ..imaging.camera import Camera
 from ..io.movies import Movie, write_image
+from ..io.scene_file import SceneDescription
 from ..io.tables import table_suffix
 from ..networks.deepstorm import DeepSTORM
 from ..networks.precision import chosen_precision
@@ -53,6 +54,7 @@ def localize_to_file(
     sampler_name: str = "",
     exact: ExactSettings | None = None,
     inspect: Callable[[MovieCheck], None] | None = None,
+    scenes: Mapping[str, SceneDescription] | None = None,
     client: "Client | None" = None,
 ) -> int:
     """Localize a movie into a file, and return the number of localizations.
@@ -71,7 +73,7 @@ def localize_to_file(
         a run continues only with the same one. exact: as in `localize_with_uncertainty`, with its three columns.
     inspect: None, or what is shown the result of `check_movie` before the first frame, to print its problems or to
         raise. Where there are any, the table gets a column outside_scene of ones, and no probability is above what the
-        check allows. With None the movie is not checked.
+        check allows. With None the movie is not checked. scenes: of the weights, as in `check_movie`.
     client: None, or of a dask cluster whose workers compute the blocks, see `cluster.connected`. The files are
         those of one process with one thread, and a run may go on with workers or without, whichever it began with.
     Others: as in `localize_movie`. Memory does not grow with the length of the movie.
@@ -111,7 +113,7 @@ def localize_to_file(
     localize(movie, start=start)  # bad arguments raise before any file is touched
     check = None
     if inspect is not None:
-        check = check_movie(movie, camera, network, pixel_size_nm, threshold, start, stop)
+        check = check_movie(movie, camera, network, pixel_size_nm, threshold, start, stop, scenes=scenes)
         inspect(check)
         images["columns"] = (*images["columns"], OUTSIDE) if check.problems else images["columns"]
     with held(path):

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..estimation.fit import Fit, fit_spots
 from ..estimation.spots import cut_spots
 from ..imaging.psf import PSF, Emitters, expected_photons, rate_gradient
-from .check import lower_spread
 
 FIRST_SIGMA, PASSES = 1.2, 2  # px: in a band-pass of this width, spots of 0.7 to 2.5 px stand out; first looks
 FEW = 100  # windows that suffice for them
@@ -25,6 +24,10 @@ BORDER = 3  # px along the windows' edges in which candidates are not counted
 MISFIT = 2.5  # sd by which χ² of a spot, and its width, may exceed what is usual
 ENOUGH = 40  # isolated spots
 STEPS = 8  # of the fit with two widths, from the fit with one
+
+
+class TooFewSpots(ValueError):
+    """A movie that shows too few isolated spots, or too little background."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Spots:
 def first_look(x: np.ndarray, v: np.ndarray, few: int = FEW) -> tuple[float, np.ndarray]:
     """Width of the PSF, px, and background (B,), e⁻, of windows of which nothing is known; for `look`.
 
-    x, v: as there. few: windows for the width, about; all where these hold few spots. Raises ValueError as `look` does.
+    x, v: as there. few: windows for the width, about; all where these hold few spots. Raises as `look` does.
     """
     from scipy import ndimage  # takes 0.3 s to load
 
@@ -87,14 +90,17 @@ def first_look(x: np.ndarray, v: np.ndarray, few: int = FEW) -> tuple[float, np.
     return sigma, level
 
 
-def look(x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray) -> tuple[Background, Spots]:
+def look(
+    x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray, enough: int = ENOUGH
+) -> tuple[Background, Spots]:
     """Look at windows (B, h, w) of photo-electrons, with their read variance, e⁻².
 
     sigma, level: width of the PSF, px, and background (B,), e⁻, about as they are.
-    Raises ValueError where fewer than ENOUGH isolated spots are found, or half as many that one emitter explains.
+    Raises TooFewSpots (a ValueError) where fewer than `enough` isolated spots are found, or half as many that one
+    emitter explains.
     """
     found, background, seen_above = survey(x, v, sigma, level)
-    fit, good, window, spots, noise = fitted(x, v, found, sigma, background.ratio)
+    fit, good, window, spots, noise = fitted(x, v, found, sigma, background.ratio, enough)
     sigma = common_width(fit, good)
     # two that overlap are wide: of such spots the widths are kept, whose median hardly sees them, and nothing else
     off = (fit.sigma - sigma) / fit.sigma_sd
@@ -148,7 +154,7 @@ def survey(x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray) -> tup
 
 
 def fitted(
-    x: np.ndarray, v: np.ndarray, found: np.ndarray, sigma: float, ratio: float
+    x: np.ndarray, v: np.ndarray, found: np.ndarray, sigma: float, ratio: float, enough: int = ENOUGH
 ) -> tuple[Fit, Tensor, np.ndarray, Tensor, Tensor]:
     """Fits of the isolated candidates with a free width, which of them one emitter explains, and their windows.
 
@@ -156,11 +162,11 @@ def fitted(
     """
     half = round(3 * sigma + 1)
     alone = torch.from_numpy(isolated(found, x.shape, half, half + 1.5 * sigma))
-    _at_least(len(alone), ENOUGH, "isolated spots")
+    _at_least(len(alone), enough, "isolated spots")
     spots, noise = (cut_spots(torch.from_numpy(image), alone, 2 * half + 1)[0] for image in (x, v))
     fit = fit_spots(spots, sigma, fit_sigma=True, read_variance=noise)
     good = explained(fit, spots, noise, ratio)
-    _at_least(int(good.sum()), ENOUGH // 2, "isolated spots that one emitter explains")
+    _at_least(int(good.sum()), enough // 2, "isolated spots that one emitter explains")
     return fit, good, alone[:, 0].numpy(), spots, noise
 
 
@@ -271,6 +277,12 @@ def growth(sums: np.ndarray) -> float:
     return float((n * both - rate * square) / (n * rate2 - rate**2))
 
 
+def lower_spread(residuals: Tensor) -> float:
+    """Root mean square of what lies below the median, about the median: molecules that were missed lie above it."""
+    left = (residuals - residuals.median()).clamp(max=0)
+    return max(1e-9, float((left.square().sum() / (left < 0).sum().clamp(min=1)).sqrt()))
+
+
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     """The value below which half of the weight lies, interpolated between values."""
     order = np.argsort(values)
@@ -280,6 +292,6 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 
 def _at_least(count: int, least: int, what: str) -> None:
     if count < least:
-        raise ValueError(
+        raise TooFewSpots(
             f"movie must show at least {least} {what}, got {count}: choose more frames, or check the camera"
         )

@@ -19,9 +19,9 @@ from .._validate import number, positive, whole
 from ..imaging.camera import Camera, to_photoelectrons
 from ..imaging.distributions import LogUniform, Uniform
 from ..io.scene_file import SceneDescription
-from .check import BELOW_LIMIT, NOISE, lower_spread
+from .check import BELOW_LIMIT, NOISE
 from .frames import Frames, checked_stop, movie_shape, read_frames
-from .isolated import Background, Spots, first_look, growth, look, weighted_median
+from .isolated import Background, Spots, first_look, growth, look, lower_spread, weighted_median
 from .twin import LEVELS, Answer, shrunk
 
 WINDOWS, SIDE, LEAST_SIDE = 400, 64, 24  # looked at, at most; their largest and least side, px

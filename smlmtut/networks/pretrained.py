@@ -111,6 +111,21 @@ def load(
     return network.eval().requires_grad_(False)
 
 
+def copy_weights(name_or_path: str | Path, network: Network) -> None:
+    """Give a network the weights of a file, to train on; only the range of the fit may be another there.
+
+    Raises what `load` raises, and ArchitectureMismatch where another argument of the network differs.
+    """
+    other = load(name_or_path, kind=type(network))
+    wanted, got = network.architecture, other.architecture
+    wrong = [
+        f"{name} {got[name]}, not {value}" for name, value in wanted.items() if name != "fit" and got[name] != value
+    ]
+    if wrong:
+        raise ArchitectureMismatch(f"{name_or_path} must hold a network like the one to train, got {', '.join(wrong)}")
+    network.load_state_dict(other.state_dict())
+
+
 def describe(name_or_path: str | Path = "deepstorm-2d") -> dict[str, Any]:
     """The description in a file of weights: "class", "arguments" and the metadata given to `save`.
 

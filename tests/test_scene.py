@@ -1,0 +1,106 @@
+"""Weights tell the scene that they were trained on, and a movie that lies outside of it is warned of, no other."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import movie_check
+from smlmtut._random import step_generator
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.distributions import LogUniform, Uniform
+from smlmtut.imaging.scenes import BACKGROUND, DENSITY, PHOTONS, SIGMA, Scene
+from smlmtut.io.scene_file import SceneDescription
+from smlmtut.localize.check import MovieCheck, check_movie, unlike
+from smlmtut.localize.scene import REFERENCE, outside, trained_scene
+from smlmtut.networks import pretrained
+from smlmtut.networks.deepstorm import DeepSTORM
+
+INSIDE = {"pixel_size_nm": 108.0, "sigma_px": 1.0, "background": 5.0, "photons": 900.0, "density_per_um2": 1.0}
+MINE = SceneDescription(100.0, Uniform(1.2, 1.4), LogUniform(3000, 9000), Uniform(60, 90), LogUniform(0.2, 1.0))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return pretrained.load()
+
+
+def told(movie, camera, network, pixel_nm=108.0) -> list[str]:
+    """What a check says of the scene; the camera is the right one."""
+    seen = check_movie(movie, replace(camera, integer=False, saturation=None), network, pixel_nm)
+    return [problem for problem in seen.problems if "outside of what the network was trained on" in problem]
+
+
+def test_movies_inside_the_scene_are_not_warned_of(network):
+    """Aim: at most one of 20, which are drawn from all of the training scene, up to 8 emitters per µm²."""
+    movies = [movie_check.simulated(step_generator(311, k)) for k in range(20)]
+    assert sum(bool(told(*movie, network)) for movie in movies) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("σ 1.3 px", "PSF sd"), ("b 100", "background"), ("N 5000", "molecules of"), ("60 nm", "pixel size 60 nm")],
+)
+def test_movies_outside_the_scene_are_warned_of_once(network, name, words):
+    """Aim: each of them, with the quantity named; densities are up to 1 per µm², where some molecules are isolated."""
+    scene = movie_check.OTHER[name]
+    for k in range(4):
+        movie, camera = movie_check.simulated(step_generator(312, k), **scene)
+        found = told(movie, camera, network, scene.get("pixel_nm", 108.0))
+        assert len(found) == 1 and words in found[0] and "smlmtut measure" in found[0], (k, found)
+
+
+@pytest.mark.parametrize(
+    ("scene", "change", "words"),
+    [
+        (REFERENCE, {}, None),
+        (REFERENCE, {"density_per_um2": 0.01}, None),
+        (REFERENCE, {"sigma_px": math.nan, "photons": math.nan}, None),
+        (REFERENCE, {"sigma_px": 1.3}, "PSF sd 1.3 px (known: 0.92 to 1.08)"),
+        (REFERENCE, {"sigma_px": 0.7}, "PSF sd 0.7 px (known: 0.92 to 1.08)"),
+        (REFERENCE, {"background": 26.0}, "background 26 e⁻ a pixel (known: 0 to 20)"),
+        (REFERENCE, {"photons": 5000.0}, "molecules of 5e+03 e⁻ (known: 100 to 2000)"),
+        (REFERENCE, {"photons": 40.0}, "molecules of 40 e⁻ (known: 100 to 2000)"),
+        (REFERENCE, {"density_per_um2": 11.0}, "localizations a µm² and frame 11 (known: 0.1 to 8)"),
+        (REFERENCE, {"pixel_size_nm": 60.0}, "pixel size 60 nm (known: 108)"),
+        (MINE, {"pixel_size_nm": 100, "sigma_px": 1.3, "photons": 5e3}, "background 5 e⁻ a pixel (known: 60 to 90)"),
+    ],
+)
+def test_each_quantity_has_its_range(scene, change, words):
+    assert outside(scene, INSIDE | change, False) == ([] if words is None else [words])
+
+
+def test_missed_molecules_pass_for_background_where_they_are_everywhere():
+    assert outside(REFERENCE, INSIDE | {"background": 35.0}, True) == []
+    assert outside(MINE, INSIDE | {"background": 92.0, "sigma_px": 1.3, "photons": 5e3}, False) == []
+    assert outside(replace(REFERENCE, background=0.0), INSIDE | {"background": 4.0}, False) == []
+
+
+def test_one_sentence_tells_of_all_networks():
+    check = MovieCheck(5.0, 0.9, 1.0, 0.0, 0.0, 1.0, 1.3, 900.0, 0.01, ())
+    assert unlike(replace(check, sigma=1.0), 108.0, {"a": REFERENCE, "b": REFERENCE}) == []
+    (text,) = unlike(check, 108.0, {"a": REFERENCE, "b": MINE})
+    wanted = "a was trained on: PSF sd 1.3 px (known: 0.92 to 1.08); and of what b was trained on: background 5"
+    assert wanted in text and text.count("smlmtut measure") == 1
+
+
+def test_shipped_weights_have_the_reference_scene():
+    assert Scene().photons == PHOTONS and REFERENCE.numbers() == {
+        "pixel_size_nm": 108.0, "sigma_px": {"uniform": [SIGMA.low, SIGMA.high]},
+        "photons": {"uniform": [PHOTONS.low, PHOTONS.high]}, "background": {"uniform": [0.0, BACKGROUND.high]},
+        "density_per_um2": {"log_uniform": [DENSITY.low, DENSITY.high]}, "ellipticity": 1.0,
+    }  # fmt: skip
+    assert all(trained_scene(name) == REFERENCE for name in pretrained.SHA256)
+
+
+def test_weights_keep_their_scene_in_photo_electrons(tmp_path):
+    """A camera of efficiency 0.5 halves N and b, and nothing else."""
+    seen = SceneDescription.of(MINE.scene(Camera(quantum_efficiency=0.5)))
+    half = {"photons": LogUniform(1500, 4500), "background": Uniform(30, 45)}
+    assert seen == replace(MINE, **half) and SceneDescription.of(MINE.scene(Camera())) == MINE
+    path = tmp_path / "mine.safetensors"
+    pretrained.save(DeepSTORM(4), path, {"scene": seen.numbers()})
+    assert trained_scene(path) == seen
+    pretrained.save(DeepSTORM(4), path, {"scene": {"photons": 3}})
+    with pytest.raises(ValueError, match="must have the keys pixel_size_nm, .* got no pixel_size_nm, sigma_px"):
+        trained_scene(path)
