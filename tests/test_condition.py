@@ -1,26 +1,31 @@
 """What is known of y before it is drawn: the fit's KDE, its sd by the chain rule and by draws, and what ŷ adds."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smlmtut.estimation import localization_bound
 from smlmtut.estimation.joint import JointFit, fit_emitters
+from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.distributions import LogUniform
 from smlmtut.imaging.first_guess import peak_emitters
 from smlmtut.imaging.kde import kde_image, to_super_resolved
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
+from smlmtut.imaging.scenes import Scene
 from smlmtut.networks import condition
 from smlmtut.networks.cddpm import frame_input
 from smlmtut.networks.condition import (
     CHANNELS,
     FARTHEST,
     FLOOR,
-    PHOTONS,
     SCALE_UNIT,
     STEPS,
     SURE,
+    FitRange,
     FrameFit,
     condition_on,
     fitted_kde,
@@ -56,7 +61,7 @@ def blurred(truth: Emitters, tau: float = 0.5) -> Tensor:
 
 def fit_of(estimate: Tensor, frame: Tensor) -> JointFit:
     electrons, variance = input_electrons(frame)
-    start = peak_emitters(estimate, photons=PHOTONS)
+    start = peak_emitters(estimate, photons=1050.0)
     return fit_emitters(electrons, start, variance, max_iterations=STEPS)
 
 
@@ -311,6 +316,77 @@ def test_a_fit_off_the_border_keeps_its_tail_in_the_image():
     column = to_super_resolved(torch.tensor(-0.7))
     assert float(column) < 0 < float(centre.max()) < 1
     torch.testing.assert_close(centre, kde_image(truth, SHAPE), rtol=0, atol=0.05 * float(sd.max()))
+
+
+# -- the range of the fit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fit", "start", "limits"),
+    [
+        (None, 1050.0, {"photons": (100.0, 2000.0), "background": (0.0, 20.0), "sigma": (0.92, 1.08)}),
+        (
+            FitRange((3000, 9000), (60, 90), (1.2, 1.4)), 6000.0,
+            {"photons": (3000.0, 9000.0), "background": (60.0, 90.0), "sigma": (1.2, 1.4)},
+        ),
+    ],
+    ids=["the shipped weights'", "another"],
+)  # fmt: skip
+def test_the_fit_gets_its_range(fit, start, limits, monkeypatch):
+    """The first numbers are those with which the shipped weights were trained: others would change what they draw."""
+    given = []
+
+    def spy(frames: Tensor, first: Emitters, read_variance: Tensor, **options: Any) -> JointFit:
+        given.append((first.photons[first.mask].unique().tolist(), options))
+        return fit_emitters(frames, first, read_variance, **options)
+
+    monkeypatch.setattr(condition, "fit_emitters", spy)
+    condition_on(*noisy(), *(() if fit is None else (fit,)))
+    assert given == [([start], limits | {"max_iterations": 12})]
+
+
+def test_bright_wide_spots_have_their_error_bars_with_their_range_alone():
+    """N = 6000, b = 75, σ = 1.3: the sd of the position by the Cramér–Rao bound, times the slope of the kernel.
+
+    The range of the reference scene stops N and b at a third of theirs.
+    """
+    truth, range_ = emitters([[(7.3, 8.1)]], 6000.0), FitRange((3000, 9000), (60, 90), (1.2, 1.4))
+    frame = frame_input(expected_photons(truth, PSF(1.3), SHAPE, 75.0)[:, None], 2.0)
+    bound = localization_bound(
+        Emitters.single(7.3, 8.1, 6000.0), PSF(1.3), Camera(read_variance=2.0), SHAPE, background=75.0
+    )
+    at = torch.arange(64)
+    off = [at - float(to_super_resolved(x, 4)) for x in (torch.tensor(8.1), torch.tensor(7.3))]
+    squared = off[0][:, None] ** 2 + off[1] ** 2
+    wanted = 4 * float(bound[0, 0]) * squared.sqrt() * (-squared / 2).exp()
+    centre, sd = fitted_kde(blurred(truth), frame, range_)
+    torch.testing.assert_close(sd[0, 0], wanted, rtol=0.03, atol=1e-4)
+    torch.testing.assert_close(centre, kde_image(truth, SHAPE), rtol=0, atol=0.05 * float(sd.max()))
+    _, other = fitted_kde(blurred(truth), frame)
+    assert float(other.max() / sd.max()) > 1.2
+
+
+def test_a_scene_gives_the_range_that_its_camera_sees():
+    assert FitRange.of(Scene()) == FitRange()
+    scene = Scene(photons=1000.0, background=0.0, sigma=LogUniform(1.2, 1.4), camera=Camera(quantum_efficiency=0.5))
+    found = FitRange.of(scene)
+    assert found.photons == pytest.approx((495, 505)) and found.sigma == (1.2, 1.4)
+    assert found.background[0] == 0 < found.background[1] < 0.01
+    condition_on(*noisy(), found)  # the fit takes it
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"photons": (2000, 100)}, r"photons must be two increasing limits of at least 0, got \(2000.0, 100.0\)"),
+        ({"background": (-1, 20)}, "background must be two increasing limits of at least 0"),
+        ({"sigma": (0, 1)}, "sigma must be two increasing limits above 0"),
+        ({"sigma": (1.0, math.nan)}, "sigma must be two increasing limits above 0"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        FitRange(**change)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,21 @@ from smlmtut.data import HashMismatch
 from smlmtut.io import TruncatedFile
 from smlmtut.networks import pretrained
 from smlmtut.networks.cddpm import ConditionalDiffusion
+from smlmtut.networks.condition import FitRange
 from smlmtut.networks.deepstorm import DeepSTORM
-from smlmtut.networks.pretrained import RENAMED, ArchitectureMismatch, current_name, describe, load, save, sha256
+from smlmtut.networks.emitter_set import EmitterSet
+from smlmtut.networks.engression import Engression
+from smlmtut.networks.pretrained import (
+    RENAMED,
+    ArchitectureMismatch,
+    copy_weights,
+    current_name,
+    describe,
+    load,
+    save,
+    sha256,
+)
+from smlmtut.networks.rivals import Gaussian
 
 ARGUMENTS = {"channels": 4, "dilations": (1, 2), "upsampled": (4, 2), "predicting": 1, "sigma": 1.5, "ceiling": 3.0}
 
@@ -50,6 +63,35 @@ def test_a_network_comes_back_bit_by_bit_ready_to_use(path):
     x = torch.rand(2, 1, 9, 8) * 50
     before.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # layouts sum in their own order
     assert torch.equal(before(x, 2.0), after(x, 2.0))
+
+
+@pytest.mark.parametrize("kind", [ConditionalDiffusion, Gaussian, EmitterSet, Engression])
+def test_the_range_of_the_fit_belongs_to_the_network(tmp_path, kind):
+    """Files without one, as the shipped ones are, have that of the reference scene."""
+    wanted, path = FitRange((3000, 9000), (60, 90), (1.2, 1.4)), tmp_path / "mine.safetensors"
+    save(kind(channels=(4, 8), fit=wanted), path)
+    assert load(path, kind=kind).fit == wanted and describe(path)["arguments"]["fit"]["sigma"] == [1.2, 1.4]
+    arguments = describe(path)["arguments"]
+    for fit, words in (({"sigma": [2, 1]}, "sigma must be two increasing limits"), ({"gain": [1, 2]}, "gain")):
+        with pytest.raises(ArchitectureMismatch, match=words):
+            load(rewritten(path, {"arguments": arguments | {"fit": fit}}), kind=kind)
+    del arguments["fit"]
+    assert load(rewritten(path, {"arguments": arguments}), kind=kind).fit == FitRange()
+    shipped = [name for name in pretrained.SHA256 if describe(name)["class"] == kind.__name__]
+    assert shipped and all(load(name, kind=kind).fit == FitRange() for name in shipped)
+
+
+def test_weights_are_copied_into_a_network_of_the_same_architecture(path, tmp_path):
+    network = DeepSTORM(**ARGUMENTS)
+    copy_weights(path, network)
+    assert all(torch.equal(x, tiny().state_dict()[name]) for name, x in network.state_dict().items())
+    assert all(p.requires_grad for p in network.parameters())
+    with pytest.raises(ArchitectureMismatch, match="like the one to train, got sigma 1.5, not 2.0"):
+        copy_weights(path, DeepSTORM(**ARGUMENTS | {"sigma": 2.0}))
+    wide = Engression((4, 8), fit=FitRange(sigma=(1.2, 1.4)))
+    save(Engression((4, 8)), tmp_path / "fast.safetensors")
+    copy_weights(tmp_path / "fast.safetensors", wide)
+    assert wide.fit.sigma == (1.2, 1.4)
 
 
 def test_the_file_tells_how_it_was_made(path):

@@ -3,18 +3,25 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from test_cli import run
 
 from benchmarks import movie_check
 from smlmtut._random import step_generator
 from smlmtut.imaging.camera import Camera
 from smlmtut.imaging.distributions import LogUniform, Uniform
 from smlmtut.imaging.scenes import BACKGROUND, DENSITY, PHOTONS, SIGMA, Scene
-from smlmtut.io.scene_file import SceneDescription
+from smlmtut.io import write_movie
+from smlmtut.io.scene_file import SceneDescription, write_scene
 from smlmtut.localize.check import MovieCheck, check_movie, unlike
 from smlmtut.localize.scene import REFERENCE, outside, trained_scene
-from smlmtut.networks import pretrained
+from smlmtut.networks import pretrained, recipes
+from smlmtut.networks.cddpm import ConditionalDiffusion
+from smlmtut.networks.condition import FitRange
 from smlmtut.networks.deepstorm import DeepSTORM
+from smlmtut.networks.engression import Engression
 
 INSIDE = {"pixel_size_nm": 108.0, "sigma_px": 1.0, "background": 5.0, "photons": 900.0, "density_per_um2": 1.0}
 MINE = SceneDescription(100.0, Uniform(1.2, 1.4), LogUniform(3000, 9000), Uniform(60, 90), LogUniform(0.2, 1.0))
@@ -104,3 +111,80 @@ def test_weights_keep_their_scene_in_photo_electrons(tmp_path):
     pretrained.save(DeepSTORM(4), path, {"scene": {"photons": 3}})
     with pytest.raises(ValueError, match="must have the keys pixel_size_nm, .* got no pixel_size_nm, sigma_px"):
         trained_scene(path)
+
+
+# -- training on a scene -------------------------------------------------------------------------------------------
+
+SHORT = ["--steps", 2, "--batch", 2, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A scene, its camera of efficiency 0.5, and DeepSTORM trained on it, as files."""
+    folder = tmp_path_factory.mktemp("mine")
+    write_scene(folder / "scene.yaml", MINE)
+    (folder / "camera.yaml").write_text(
+        "gain: 2\noffset: 100\nread_variance: 20\nquantum_efficiency: 0.5\npixel_size_nm: 100"
+    )
+    run("train", "deepstorm", folder / "phi", *SHORT, "--channels", 4, *of(folder))
+    return folder
+
+
+def of(folder):
+    return ["--camera", folder / "camera.yaml", "--scene", folder / "scene.yaml"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("diffusion", ConditionalDiffusion), ("engression", Engression)])
+def test_a_sampler_is_trained_on_a_scene_and_draws(mine, tmp_path, name, kind):
+    """Its fit has the limits of the scene, in photo-electrons; the same command gives the same weights."""
+    phi = mine / "phi" / "weights.safetensors"
+    command = ["train", name, tmp_path / "run", *SHORT, *of(mine), "--estimator", phi]
+    run(*command)
+    path = tmp_path / "run" / "weights.safetensors"
+    seen = SceneDescription.of(MINE.scene(Camera(quantum_efficiency=0.5)))
+    assert trained_scene(path) == trained_scene(phi) == seen
+    assert pretrained.describe(path)["estimator"] == pretrained.sha256(phi)
+    assert pretrained.load(path, kind=kind).fit == FitRange((1500, 4500), (30, 45), (1.2, 1.4))
+    before = path.read_bytes()
+    command[2] = tmp_path / "again"
+    run(*command)
+    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == before
+    dark = np.full((2, 24, 24), 160, np.uint16)  # b = 30
+    write_movie(tmp_path / "movie.tif", dark)
+    text = run("localize", tmp_path / "movie.tif", "-o", tmp_path / "locs.csv", "--camera", mine / "camera.yaml",
+               "--weights", phi, "--uncertainty", "--posterior", path, "--samples", 2, "--quiet")  # fmt: skip
+    assert "outside of what" not in text
+    text = run("sample", tmp_path / "movie.tif", "-o", tmp_path / "draws.tif", "--camera", mine / "camera.yaml",
+               "--posterior", path, "--samples", 2, "--quiet")  # fmt: skip
+    assert "what deepstorm-2d was trained on: background 30" in text and str(path) not in text.partition("wrote")[0]
+
+
+def test_training_starts_from_weights_of_the_same_architecture(mine, tmp_path):
+    """With no steps to speak of the weights are those of the start; the range of the fit is the scene's."""
+    still = ["--steps", 1, "--batch", 2, "--device", "cpu", "--learning-rate", 1e-12, *of(mine)]
+    run("train", "engression", tmp_path / "run", *still, "--start", "engression-2d")
+    path = tmp_path / "run" / "weights.safetensors"
+    ours, shipped = (pretrained.load(x, kind=Engression) for x in (path, "engression-2d"))
+    assert ours.fit == FitRange((1500, 4500), (30, 45), (1.2, 1.4)) and shipped.fit == FitRange()
+    for name, x in ours.state_dict().items():
+        torch.testing.assert_close(x, shipped.state_dict()[name], rtol=1e-4, atol=1e-8)
+    assert pretrained.describe(path)["start"] == pretrained.SHA256["engression-2d"]
+    for command, words in (
+        (["deepstorm", "--channels", 4, "--start", "deepstorm-2d"], "like the one to train, got channels 64, not 4"),
+        (["deepstorm", "--start", "cddpm-2d"], "must hold a DeepSTORM, got a ConditionalDiffusion"),
+        (["diffusion", "--start", "cddpm-2d-published"], "got form published, not fitted, kind noise, not v"),
+        (["diffusion", "--start", "cddpm-3d"], "must be a .safetensors file or one of the shipped weights"),
+        (["engression", "--start", tmp_path / "no.safetensors"], "no such file"),
+    ):
+        text = run("train", command[0], tmp_path / "other", *still, *command[1:], code=2)
+        assert words in text and text.count("\n") == 1, text
+    assert not (tmp_path / "other").exists()
+
+
+def test_recipes_take_the_range_of_the_scene():
+    """Of the reference scene it is that of the shipped weights, so that these can be trained again."""
+    phi = DeepSTORM(4)
+    for recipe, kind in ((recipes.cddpm_2d, ConditionalDiffusion), (recipes.engression_2d, Engression)):
+        network = recipe(Scene(), phi).network(3)
+        assert isinstance(network, kind) and network.fit == FitRange()
+        assert recipe(MINE.scene(Camera()), phi).network(3).fit == FitRange((3000, 9000), (60, 90), (1.2, 1.4))
