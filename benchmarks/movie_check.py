@@ -48,17 +48,17 @@ def simulated(
     background: Distribution = BACKGROUND,
     sigma: Distribution = SIGMA,
     photons: Distribution = PHOTONS,
-    pixel_nm: Distribution = PIXEL_NM,
+    pixel_nm: float = PIXEL_NM,
 ) -> tuple[torch.Tensor, Camera]:
     """A movie (T, H, W) of the training scene, or of another one, and its camera."""
     one = lambda distribution: draw(distribution, (1,), generator)  # noqa: E731
-    density, background, sigma = one(density), one(background), one(sigma)
+    per_area, level, width = (float(one(x)) for x in (density, background, sigma))
     gain, read_noise = float(one(LogUniform(0.5, 5.0))), float(one(Uniform(0.8, 5.0)))
     camera = Camera(gain, 100.0, (gain * read_noise) ** 2, integer=True, saturation=65535)
-    per_pixel = (density * (one(pixel_nm) / 1000) ** 2).expand(FRAMES)
+    per_pixel = torch.full((FRAMES,), per_area * (pixel_nm / 1000) ** 2)
     u, v, present = draw_positions(Scene(), per_pixel, SHAPE, generator)
     emitters = Emitters(u, v, draw(photons, tuple(u.shape), generator), present)
-    rate = expected_photons(emitters, PSF(float(sigma)), SHAPE, float(background))
+    rate = expected_photons(emitters, PSF(width), SHAPE, level)
     return expose(rate, camera, generator).clamp(min=0), camera
 
 

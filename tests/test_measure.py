@@ -244,7 +244,8 @@ def test_a_network_is_trained_on_a_measured_scene(tmp_path):
     run("train", "deepstorm", tmp_path / "one", *common, "--scene", tmp_path / "scene.yaml")
     run("train", "deepstorm", tmp_path / "other", *common)
     paths = [tmp_path / name / "weights.safetensors" for name in ("one", "other")]
-    assert describe(paths[0])["scene"] == SCENE.numbers() and describe(paths[1])["scene"] == REFERENCE.numbers()
+    assert describe(paths[0])["scene"] == SCENE.numbers() | {"ellipticity": 1.0}  # frames have a round PSF
+    assert describe(paths[1])["scene"] == REFERENCE.numbers()
     weights = [load(path).state_dict() for path in paths]
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     missing = run("train", "deepstorm", tmp_path / "none", *common, "--scene", tmp_path / "no.yaml", code=2)

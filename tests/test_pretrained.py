@@ -87,7 +87,7 @@ def test_weights_are_copied_into_a_network_of_the_same_architecture(path, tmp_pa
     assert all(torch.equal(x, tiny().state_dict()[name]) for name, x in network.state_dict().items())
     assert all(p.requires_grad for p in network.parameters())
     with pytest.raises(ArchitectureMismatch, match="like the one to train, got sigma 1.5, not 2.0"):
-        copy_weights(path, DeepSTORM(**ARGUMENTS | {"sigma": 2.0}))
+        copy_weights(path, DeepSTORM(4, (1, 2), (4, 2), 1, sigma=2.0, ceiling=3.0))
     wide = Engression((4, 8), fit=FitRange(sigma=(1.2, 1.4)))
     save(Engression((4, 8)), tmp_path / "fast.safetensors")
     copy_weights(tmp_path / "fast.safetensors", wide)

@@ -63,7 +63,10 @@ class SceneDescription:
         missing = [name for name in needed if name not in numbers]
         if missing:
             raise ValueError(f"a scene must have the keys {', '.join(needed)}, got no {', '.join(missing)}")
-        return cls(**{key: value if key == "measured" else _read(key, value) for key, value in numbers.items()})
+        values: dict[str, Any] = {
+            key: value if key == "measured" else _read(key, value) for key, value in numbers.items()
+        }
+        return cls(**values)
 
     def scene(self, camera: Camera) -> Scene:
         """The scene to train on, as that camera sees it."""

@@ -23,6 +23,9 @@ TILE, TILE_PIXELS = 16, 20  # px: side of the parts in which the background is s
 BORDER = 3  # px along the windows' edges in which candidates are not counted
 MISFIT = 2.5  # sd by which χ² of a spot, and its width, may exceed what is usual
 ENOUGH = 40  # isolated spots
+# times the N of which nine of ten are found, below which a median N is that of what is found, and σ that of spots which
+# are narrow by chance: of N = 130 and σ = 0.85 px 0.80 come out
+NEAR = 1.5
 STEPS = 8  # of the fit with two widths, from the fit with one
 
 

@@ -21,7 +21,7 @@ from ..imaging.distributions import LogUniform, Uniform
 from ..io.scene_file import SceneDescription
 from .check import BELOW_LIMIT, NOISE
 from .frames import Frames, checked_stop, movie_shape, read_frames
-from .isolated import Background, Spots, first_look, growth, look, lower_spread, weighted_median
+from .isolated import NEAR, Background, Spots, first_look, growth, look, lower_spread, weighted_median
 from .twin import LEVELS, Answer, shrunk
 
 WINDOWS, SIDE, LEAST_SIDE = 400, 64, 24  # looked at, at most; their largest and least side, px
@@ -32,7 +32,6 @@ TOLD = {  # names of a MovieMeasure's numbers in the file
     "rejected": "share_of_spots_not_explained", "expected": "the_same_in_simulation",
 }  # fmt: skip
 ROUND, GAIN, REJECTED = 0.03, 0.15, 0.10  # differences from a round PSF, and from the twin, that are problems
-NEAR = 1.5  # times the N that is found, below which a median N is that of what is found
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from ..imaging.distributions import highest, lowest
 from ..imaging.scenes import Scene
 from ..io.scene_file import SceneDescription
 from ..networks import pretrained
-from .isolated import TILE, TooFewSpots, look
+from .isolated import NEAR, TILE, TooFewSpots, look
 
 REFERENCE = SceneDescription.of(Scene())
-FEWEST = 12  # isolated spots that say something of σ: to 2 % for N = 1000
+FEWEST, SURE = 12, 0.02  # isolated spots; largest standard error of σ over σ
 # Share of the parts of a frame in which background must be seen: with less, up to half of the spots that look isolated
 # are two or more. With as much σ is 5 % too large at most (benchmarks/movie_check.py): 6 % beyond a range are allowed
 SEEN, SIGMA_SPARE = 0.4, 1.06
@@ -38,7 +38,7 @@ def trained_scene(name_or_path: str | Path) -> SceneDescription:
 
 
 def spots_seen(x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray) -> tuple[float, float]:
-    """σ, px, and the median N, e⁻, of isolated spots; NaN where there are few, or frames are too crowded to tell.
+    """σ, px, and the median N, e⁻, of isolated spots; NaN where there are few, dim ones, or frames are too crowded.
 
     x, v: windows (B, h, w), photo-electrons and read variance. sigma, level: about those of the movie, as in `look`.
     """
@@ -47,9 +47,12 @@ def spots_seen(x: np.ndarray, v: np.ndarray, sigma: float, level: np.ndarray) ->
     except TooFewSpots:
         return math.nan, math.nan
     parts = len(x) * -(-x.shape[1] // TILE) * -(-x.shape[2] // TILE)
-    if len(background.tiles) < SEEN * parts:
+    photons = float(np.median(spots.photons))
+    if len(background.tiles) < SEEN * parts or photons < NEAR * spots.seen_above:
         return math.nan, math.nan
-    return spots.sigma, float(np.median(spots.photons))
+    # of a median of normal values with these weights, times σ
+    error = math.sqrt(math.pi / 2 * (spots.sds**-4).sum()) / (spots.sds**-3).sum()
+    return spots.sigma if error < SURE * spots.sigma else math.nan, photons
 
 
 def outside(scene: SceneDescription, seen: Mapping[str, float], crowded: bool) -> list[str]:

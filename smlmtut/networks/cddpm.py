@@ -55,8 +55,7 @@ class ConditionalDiffusion(nn.Module):
     """The denoiser of p(y | c) with its change of variables.
 
     form: "fitted" or "published", see above. kind: what the U-Net predicts, "noise", "x0" or "v".
-    channels, blocks, attention: of the U-Net. fit: the range of the fit that its condition is made of, a FitRange or
-        its fields; None, that of the reference scene.
+    channels, blocks, attention: of the U-Net. fit: range of the fit that it sees, or its fields; None: REFERENCE.
     Raises ValueError for an unknown form or kind.
     """
 
@@ -72,8 +71,7 @@ class ConditionalDiffusion(nn.Module):
         fit: Fit = None,
     ) -> None:
         super().__init__()
-        self.fit = FitRange.read(fit)
-        self.kind = choice("kind", kind, KINDS)
+        self.kind, self.fit = choice("kind", kind, KINDS), FitRange.read(fit)
         self.frame = choice("form", form, FORMS) == "fitted"  # whether it sees the frame
         self.architecture: dict[str, Any] = {
             "form": form, "kind": kind, "channels": [whole("channels", n) for n in channels], "blocks": blocks,
