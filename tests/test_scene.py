@@ -146,6 +146,8 @@ def test_a_sampler_is_trained_on_a_scene_and_draws(mine, tmp_path, name, kind):
     assert pretrained.describe(path)["estimator"] == pretrained.sha256(phi)
     assert pretrained.load(path, kind=kind).fit == FitRange((1500, 4500), (30, 45), (1.2, 1.4))
     before = path.read_bytes()
+    text = run(*command[:-2], code=2)  # with another estimator
+    assert "holds a run with other settings or network: estimator" in text
     command[2] = tmp_path / "again"
     run(*command)
     assert (tmp_path / "again" / "weights.safetensors").read_bytes() == before
@@ -154,6 +156,9 @@ def test_a_sampler_is_trained_on_a_scene_and_draws(mine, tmp_path, name, kind):
     text = run("localize", tmp_path / "movie.tif", "-o", tmp_path / "locs.csv", "--camera", mine / "camera.yaml",
                "--weights", phi, "--uncertainty", "--posterior", path, "--samples", 2, "--quiet")  # fmt: skip
     assert "outside of what" not in text
+    text = run("localize", tmp_path / "movie.tif", "-o", tmp_path / "exact.csv", "--camera", mine / "camera.yaml",
+               "--weights", phi, "--uncertainty", "--exact", code=2)  # fmt: skip
+    assert text.startswith("error: --exact has the prior of the reference scene")
     text = run("sample", tmp_path / "movie.tif", "-o", tmp_path / "draws.tif", "--camera", mine / "camera.yaml",
                "--posterior", path, "--samples", 2, "--quiet")  # fmt: skip
     assert "what deepstorm-2d was trained on: background 30" in text and str(path) not in text.partition("wrote")[0]

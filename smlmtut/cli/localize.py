@@ -88,9 +88,9 @@ def localize(
     of 64 × 64 pixels; the time is proportional to --samples.
 
     With --uncertainty --exact, Markov chains draw from the exact posterior of each group of molecules that fits into
-    8 × 8 pixels, under the prior of the training scene. Where they do not agree in the end, and in larger groups, the
-    network answers as before. Column exact is 1 where the chains answer; r_hat (at most 1.05) and
-    effective_size (at least 100) then tell how well they agree, and are 0 elsewhere.
+    8 × 8 pixels, under the prior of the reference scene; weights of another scene are refused. Where the chains do not
+    agree in the end, and in larger groups, the network answers as before. Column exact is 1 where the chains answer;
+    r_hat (at most 1.05) and effective_size (at least 100) then tell how well they agree, and are 0 elsewhere.
 
     With --workers or --scheduler other processes compute, by dask.distributed; this one reads the movie and writes the
     table. The files are, to the last bit, those of one process with one thread (OMP_NUM_THREADS=1); more threads round
@@ -113,7 +113,7 @@ def localize(
         from .. import io
         from ..localize import image_paths, localize_to_file, localize_with_uncertainty
         from ..localize.exact import ExactSettings
-        from ..localize.scene import trained_scene
+        from ..localize.scene import REFERENCE, trained_scene
         from ..networks import pretrained
 
         changed = {"samples": samples, "radius": radius, "seed": checked_seed(seed)}
@@ -129,6 +129,9 @@ def localize(
             first, last = frame_range(frames, len(file))
             sampling = _sampling(networks, changed) if uncertainty else {}
             used = (networks.weights, networks.posterior) if uncertainty else (networks.weights,)
+            scenes = {name: trained_scene(name) for name in used}
+            if exact and scenes[networks.weights] != REFERENCE:
+                raise ValueError(f"--exact has the prior of the reference scene, and {networks.weights} has another")
             if exact:
                 sampling["exact"] = ExactSettings(pixel)
             with client as cluster:
@@ -146,7 +149,7 @@ def localize(
                 rows = localize_to_file(
                     output, file, camera, network, pixel, threshold, min_mass, start=first, stop=last, resume=resume,
                     progress=not networks.quiet, precision=networks.precision.value, inspect=_warn, client=cluster,
-                    scenes={name: trained_scene(name) for name in used}, **sampling,
+                    scenes=scenes, **sampling,
                 )  # fmt: skip
             beside = f", images to {' and '.join(map(str, image_paths(output)))}" if uncertainty else ""
             typer.echo(f"wrote {rows} localizations of {last - first} frames to {output}{beside}")

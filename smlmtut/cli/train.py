@@ -175,7 +175,7 @@ def _run(
     if start is not None:
         pretrained.copy_weights(start, network)  # type: ignore[arg-type]
     torch.manual_seed(settings.seed)  # of losses that draw
-    states = training.train(network, recipe.draw, recipe.loss, settings, folder, device.value)
+    states = training.train(network, recipe.draw, recipe.loss, settings, folder, device.value, metadata)
     for _ in training.follow(states, settings, title):
         pass
     checkpoint.read_average(network.cpu(), folder)

@@ -1,6 +1,6 @@
 """The folder of a training run: a checkpoint from which the run continues bit by bit, and its loss curve."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ class CheckpointMismatch(ValueError):
 class Checkpoint:
     """Everything that a run needs to continue, and where it is kept.
 
-    shards: of the batch. average: the network with averaged weights. folder: None keeps nothing. saved: step of the
-    last checkpoint. curve: rows of the loss curve; pending: loss and gradient norm of the steps since its last row.
+    shards: of the batch. average: the network with averaged weights. folder: None keeps nothing. about: of
+    `training.train`. saved: step of the last checkpoint. curve: rows of the loss curve; pending: loss and gradient norm
+    of the steps since its last row.
     """
 
     accelerator: Accelerator
@@ -34,6 +35,7 @@ class Checkpoint:
     average: nn.Module
     optimizer: torch.optim.Optimizer
     folder: Path | None
+    about: dict[str, Any] = field(default_factory=dict)
     saved: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Checkpoint:
     def identity(self) -> dict[str, Any]:
         """The settings and shapes that must be the same when a run continues."""
         kept = {f.name for f in fields(self.settings)} - {"checkpoint_every", "precision"}
-        numbers = {name: value for name, value in asdict(self.settings).items() if name in kept}
+        numbers = {name: value for name, value in asdict(self.settings).items() if name in kept} | self.about
         shapes = {name: list(p.shape) for name, p in self.network.state_dict().items()}
         return numbers | {"shards": self.shards, "mixed": self.accelerator.mixed_precision, "shapes": shapes}
 

@@ -52,6 +52,7 @@ def train(
     settings: TrainingSettings,
     folder: str | Path | None = None,
     device: str | torch.device = "auto",
+    about: dict[str, Any] | None = None,
 ) -> Iterator[State]:
     """Train, and yield the state after every step.
 
@@ -61,6 +62,7 @@ def train(
     folder: where checkpoint.pt and loss.csv are kept; a run found there continues, bit by bit on the CPU with the
         same number of threads. A generator that is closed early leaves a checkpoint of its last step.
     device: "auto": what accelerate finds; "cpu": the CPU even where there is a GPU.
+    about: what else must be the same in a run that continues, such as the scene; what JSON can hold.
     Under `accelerate launch` each process draws its own shards. Dropout uses the global random state of its own
     process, so a network with dropout depends on the number of processes.
     Raises CheckpointMismatch (a ValueError) where the run in the folder had other settings or another network;
@@ -82,7 +84,7 @@ def train(
         network.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
     checkpoint = Checkpoint(
-        accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None
+        accelerator, settings, shards, network, average, optimizer, Path(folder) if folder else None, about or {}
     )
     model, optimizer = accelerator.prepare(network, optimizer)
     place = Path(folder) / "checkpoint.pt" if folder and accelerator.is_main_process else None
