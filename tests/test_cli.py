@@ -158,10 +158,10 @@ def test_localize_with_uncertainty_is_the_function(few, tmp_path):
 def test_a_camera_that_does_not_fit_the_movie_is_warned_of(folder, tmp_path):
     """The movie has b = 5 and 2 ADU an electron; a network that was never trained finds molecules everywhere."""
     text = localize(folder, tmp_path / "locs.csv", "--offset", 0)
-    assert "warning: the background is" in text and "wrote" in text
+    assert "weights.safetensors was trained on: background " in text and "wrote" in text
     assert set(io.read_localizations(tmp_path / "locs.csv", 108.0)["outside_scene"]) == {1}
     text = localize(folder, tmp_path / "locs.csv", "--photon-units", numbers=False)
-    assert "warning: the background is" in text
+    assert "weights.safetensors was trained on: background " in text
     text = localize(folder, tmp_path / "none.csv", numbers=False, code=2)
     assert text.startswith("error: the camera must be known") and not (tmp_path / "none.csv").exists()
 

@@ -78,8 +78,8 @@ def train_deepstorm(
         from ..networks import recipes
 
         architecture = {} if channels is None else {"channels": channels}
-        place = _scene(sensor, scene)
-        recipe = recipes.deepstorm_2d(place, training.settings(recipes.SHIPPED), **architecture)
+        settings, place = training.settings(recipes.SHIPPED), _scene(sensor, scene)
+        recipe = recipes.deepstorm_2d(place, settings, **architecture)
         _run(recipe, folder, device, "train deepstorm", place, start)
 
 
