@@ -10,13 +10,13 @@ from test_cli import run
 
 from benchmarks import movie_check
 from smlmtut._random import step_generator
-from smlmtut.imaging.camera import Camera
+from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.distributions import LogUniform, Uniform
 from smlmtut.imaging.scenes import BACKGROUND, DENSITY, PHOTONS, SIGMA, Scene
 from smlmtut.io import write_movie
 from smlmtut.io.scene_file import SceneDescription, write_scene
 from smlmtut.localize.check import MovieCheck, check_movie, unlike
-from smlmtut.localize.scene import REFERENCE, outside, trained_scene
+from smlmtut.localize.scene import REFERENCE, outside, spots_seen, trained_scene
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import ConditionalDiffusion
 from smlmtut.networks.condition import FitRange
@@ -89,6 +89,27 @@ def test_one_sentence_tells_of_all_networks():
     (text,) = unlike(check, 108.0, {"a": REFERENCE, "b": MINE})
     wanted = "a was trained on: PSF sd 1.3 px (known: 0.92 to 1.08); and of what b was trained on: background 5"
     assert wanted in text and text.count("smlmtut measure") == 1
+
+
+@pytest.mark.parametrize(
+    ("density", "photons", "known"),
+    [(0.5, PHOTONS, True), (2.0, PHOTONS, True), (6.0, PHOTONS, False), (0.5, 130.0, False), (0.0, PHOTONS, False)],
+    ids=["sparse", "dense", "crowded", "dim", "empty"],
+)
+def test_what_isolated_spots_show_is_told_where_it_is_right(density, photons, known):
+    """σ = 1.2 px to 4 %, of which pairs that pass for one have the largest part.
+
+    The median N is 1050, and up to 1.4 times that.
+    """
+    change = {"density": density, "photons": photons, "sigma": 1.2, "background": 5.0}
+    movie, camera = movie_check.simulated(step_generator(313, 0), **change)
+    x = to_photoelectrons(movie.double(), replace(camera, integer=False, saturation=None)).numpy()
+    v = np.full(x.shape, float(camera.read_variance_electrons) + 1e-3)
+    sigma, median = spots_seen(x, v, 1.0, np.full(len(x), 5.0))
+    if known:
+        assert sigma == pytest.approx(1.2, rel=0.04) and 0.9 < median / 1050 < 1.4
+    else:
+        assert math.isnan(sigma) and math.isnan(median)
 
 
 def test_shipped_weights_have_the_reference_scene():
