@@ -341,7 +341,7 @@ def test_the_fit_gets_its_range(fit, start, limits, monkeypatch):
         return fit_emitters(frames, first, read_variance, **options)
 
     monkeypatch.setattr(condition, "fit_emitters", spy)
-    condition_on(*noisy(), *(() if fit is None else (fit,)))
+    fitted_kde(*noisy(), *(() if fit is None else (fit,)))
     assert given == [([start], limits | {"max_iterations": 12})]
 
 
@@ -372,7 +372,7 @@ def test_a_scene_gives_the_range_that_its_camera_sees():
     found = FitRange.of(scene)
     assert found.photons == pytest.approx((495, 505)) and found.sigma == (1.2, 1.4)
     assert found.background[0] == 0 < found.background[1] < 0.01
-    condition_on(*noisy(), found)  # the fit takes it
+    fitted_kde(*noisy(), found)  # the fit takes it
 
 
 @pytest.mark.parametrize(

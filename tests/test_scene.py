@@ -188,13 +188,13 @@ def test_a_sampler_is_trained_on_a_scene_and_draws(mine, tmp_path, name, kind):
 def test_training_starts_from_weights_of_the_same_architecture(mine, tmp_path):
     """With no steps to speak of the weights are those of the start; the range of the fit is the scene's."""
     still = ["--steps", 1, "--batch", 2, "--device", "cpu", "--learning-rate", 1e-12, *of(mine)]
-    run("train", "engression", tmp_path / "run", *still, "--start", "engression-2d")
+    run("train", "diffusion", tmp_path / "run", *still, "--start", "cddpm-2d")
     path = tmp_path / "run" / "weights.safetensors"
-    ours, shipped = (pretrained.load(x, kind=Engression) for x in (path, "engression-2d"))
+    ours, shipped = (pretrained.load(x, kind=ConditionalDiffusion) for x in (path, "cddpm-2d"))
     assert ours.fit == FitRange((1500, 4500), (30, 45), (1.2, 1.4)) and shipped.fit == FitRange()
     for name, x in ours.state_dict().items():
         torch.testing.assert_close(x, shipped.state_dict()[name], rtol=1e-4, atol=1e-8)
-    assert pretrained.describe(path)["start"] == pretrained.SHA256["engression-2d"]
+    assert pretrained.describe(path)["start"] == pretrained.SHA256["cddpm-2d"]
     for command, words in (
         (["deepstorm", "--channels", 4, "--start", "deepstorm-2d"], "like the one to train, got channels 64, not 4"),
         (["deepstorm", "--start", "cddpm-2d"], "must hold a DeepSTORM, got a ConditionalDiffusion"),
