@@ -23,7 +23,7 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "cddpm-2d": "7092f287318231f44a6b40e58c8938d71cc3f0059678029246cef65424029ab5",
     "cddpm-2d-published": "24ca1059113c3bb21ca2a97a928c6258c931991992f06f7fe3b92c1f36d450b5",
     "gaussian-2d": "e9d7265c917591d9261064a70d1ae6151e73c3cadbfbc177cc605820c79e235d",
-    "engression-2d": "b32c903a56836f79ef19d8afacd8e0ecbb25b5004444f510270b1344bc8da51b",
+    "engression-2d": "b47acdb090cebbf08b6a05e8f7836069f0e238bcc129e979d29fb5687f420bdb",
     "emitters-2d": "0f7fb4c6c1f23337a5a54bb661661598d6a08d9ec2495bd51de41157b2ce4af3",
 }
 
