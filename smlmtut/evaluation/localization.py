@@ -110,7 +110,9 @@ def match(
     reach = float(number("tolerance_nm", tolerance_nm, positive)) / float(
         number("pixel_size_nm", pixel_size_nm, positive)
     )
-    frame, u, v = (np.concatenate(x) for x in zip(_arrays("found", found), _arrays("truth", truth), strict=True))
+    frame, u, v = (
+        np.concatenate(x) for x in zip(checked_arrays("found", found), checked_arrays("truth", truth), strict=True)
+    )
     count = len(found.u)
     # all frames in one tree: they lie along a third axis, too far apart for a pair between two of them
     layer = 2 * reach * np.unique(frame, return_inverse=True)[1]
@@ -180,7 +182,7 @@ def inside(positions: Positions, shape: tuple[int, int], pixel_size_nm: float, b
             f"border_nm must be below half of the frame, {0.5 * min(height, width) * pixel_size_nm:g} nm, "
             f"got {border_nm:g}"
         )
-    frame, u, v = _arrays("positions", positions)
+    frame, u, v = checked_arrays("positions", positions)
     least = border - 0.5
     keep = (u >= least) & (u <= width - 1 - least) & (v >= least) & (v <= height - 1 - least)
     return Points(frame[keep], u[keep], v[keep])
@@ -230,7 +232,7 @@ def _nearest_first(i: NDArray, j: NDArray) -> NDArray:
     return np.sort(np.concatenate(taken))
 
 
-def _arrays(name: str, positions: Positions) -> tuple[NDArray, NDArray, NDArray]:
+def checked_arrays(name: str, positions: Positions) -> tuple[NDArray, NDArray, NDArray]:
     """frame int64, u and v float64, each (K,), checked."""
     if not all(hasattr(positions, key) for key in ("frame", "u", "v")):
         raise ValueError(f"{name} must have frame, u and v, got {shown(positions)}")

@@ -5,6 +5,7 @@ tile a camera pixel, and on both grids a whole number is the centre of a pixel.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -254,11 +255,50 @@ def render(
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         flat = (row * width + column)[inside]
         return torch.bincount(flat, minlength=height * width).double().reshape(height, width)
+    image = torch.zeros(height * width, dtype=torch.float64)
+    for _, flat, share in _gaussians(columns, rows, sd, factor, (height, width)):
+        image.index_add_(0, flat, share.flatten())
+    return image.reshape(height, width)
+
+
+@valid.enough_memory("shape")
+def render_with_sd(
+    u: ArrayLike | Tensor,
+    v: ArrayLike | Tensor,
+    shape: tuple[int, int],
+    sd: ArrayLike | Tensor,
+    probability: ArrayLike | Tensor,
+    factor: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """The number of molecules in each super-resolved pixel, and its standard deviation.
+
+    probability: (N,), that a localization is a molecule. Others: as in `render`. A pixel holds it with the chance
+        q = probability × share of its Gaussian, and localizations do so independently: mean Σ q, variance Σ q (1 − q).
+    Returns both as (f·H, f·W) float64. Raises ValueError as `render`, and for a probability outside [0, 1].
+    """
+    height, width = (valid.whole("factor", factor) * n for n in valid.image_shape("shape", shape))
+    positions = [valid.finite(name, _on_host(name, x, 1)) for name, x in (("u", u), ("v", v))]
+    chance = _on_host("probability", valid.between("probability", probability, 0, 1), 1)
+    if not positions[0].shape == positions[1].shape == chance.shape:
+        raise ValueError(f"v and probability must have the length of u, {len(positions[0])}")
+    columns, rows = (to_super_resolved(x, factor) for x in positions)
+    mean, squares = torch.zeros(2, height * width, dtype=torch.float64)
+    for block, flat, share in _gaussians(columns, rows, sd, factor, (height, width)):
+        q = (chance[block, None, None] * share).flatten()
+        mean.index_add_(0, flat, q)
+        squares.index_add_(0, flat, q.square())
+    return mean.reshape(height, width), (mean - squares).clamp(min=0).sqrt().reshape(height, width)
+
+
+def _gaussians(
+    columns: Tensor, rows: Tensor, sd: ArrayLike | Tensor, factor: int, shape: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some localizations at a time: which, the pixels about them (n · w²,), and their share of each (n, w, w)."""
+    height, width = shape
     spread = _on_host("sd", valid.positive("sd", sd), 0, 1)
     if spread.ndim and spread.shape != columns.shape:
         raise ValueError(f"sd must be a number or have the length of u, {len(columns)}, got {len(spread)}")
     spread = (factor * spread).expand(columns.shape)
-    image = torch.zeros(height * width, dtype=torch.float64)
     order = spread.argsort()
     reach = ((REACH * spread[order]).ceil().long() + 1).clamp(max=max(height, width)).tolist()  # px, rising
     start = 0
@@ -269,9 +309,8 @@ def render(
         row, along_v = _window(rows[block], spread[block], far, height)
         column, along_u = _window(columns[block], spread[block], far, width)
         flat = row[:, :, None] * width + column[:, None, :]  # (n, window, window)
-        image.index_add_(0, flat.flatten(), (along_v[:, :, None] * along_u[:, None, :]).flatten())
+        yield block, flat.flatten(), along_v[:, :, None] * along_u[:, None, :]
         start = stop
-    return image.reshape(height, width)
 
 
 def _window(position: Tensor, sd: Tensor, reach: int, size: int) -> tuple[Tensor, Tensor]:
