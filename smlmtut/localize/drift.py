@@ -45,7 +45,9 @@ def estimate_drift(
     shift = np.zeros((segments, segments, 2))  # shift[i, j]: of segment i against j, (u, v) px
     for i in range(segments):
         for j in range(i):
-            found = phase_cross_correlation(pictures[i], pictures[j], upsample_factor=20, normalization=None)[0]
+            # None, documented and missing in its annotations: amplitudes count, not phases alone
+            how = {"upsample_factor": 20, "normalization": None}
+            found = phase_cross_correlation(pictures[i], pictures[j], **how)[0]  # type: ignore[arg-type]
             shift[i, j] = np.asarray(found)[::-1] / factor
             shift[j, i] = -shift[i, j]
     drift = CubicSpline(time, shift.mean(1), bc_type="natural")(np.arange(frames))

@@ -50,9 +50,10 @@ def link(table: pd.DataFrame, level: float = 0.99, most: float = MOST) -> pd.Dat
     new = groups.agg({name: how for name, how in KEPT.items() if name in table})
     new["frames"] = groups.size()
     for name in ("u", "v"):
-        sd = table[f"{name}_sd"].where(table[f"{name}_sd"] > 0)
-        weight = (1 / sd**2).fillna(1.0)  # a row without one is alone
-        total = weight.groupby(rows).sum()
-        new[name] = (weight * table[name]).groupby(rows).sum() / total
-        new[f"{name}_sd"] = (total**-0.5).where(sd.groupby(rows).first().notna())
+        x, sd = table[name].to_numpy(), table[f"{name}_sd"].to_numpy()
+        weight = np.ones(len(table))  # of a row without an sd, which is alone
+        weight[sd > 0] = sd[sd > 0] ** -2.0
+        total, known = np.bincount(rows, weight), np.bincount(rows, sd > 0) > 0
+        new[name] = np.bincount(rows, weight * x) / total
+        new[f"{name}_sd"] = np.where(known, total**-0.5, np.nan)
     return new
