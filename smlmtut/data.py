@@ -22,9 +22,9 @@ POSTERIORS_SHA256 = "3a0b2d41ef411aa9e33d5b8ffd60a01dab9f6f11426216c98c95831e39f
 RESULTS = Path(__file__).parent / "results"
 # columns of experiment.npz: a value is whole / scale − offset; probability counts samples, error is in nm
 PACKED = {
-    "frame": (0.0, 1.0, np.uint16), "u": (0.5, 1000.0, np.uint16), "v": (0.5, 1000.0, np.uint16),
+    "frame": (0.0, 1.0, np.uint16), "u": (0.5, 500.0, np.uint16), "v": (0.5, 500.0, np.uint16),
     "u_sd": (0.0, 250.0, np.uint8), "v_sd": (0.0, 250.0, np.uint8), "probability": (0.0, 1.0, np.uint8),
-    "height": (0.0, 200.0, np.uint8), "error": (0.0, 1.0, np.uint8),
+    "height": (0.0, 100.0, np.uint8), "error": (0.0, 1.0, np.uint8),
 }  # fmt: skip
 PARTS, KINDS = ("dev", "test"), ("lone", "pair", "sparse", "crowded")
 
@@ -184,8 +184,8 @@ def results(name: str) -> dict[str, Any]:
 def experiment(name: str) -> dict[str, np.ndarray]:
     """What `localize` found in a simulated movie of chapter 12: "movie", 5,000 frames, or "dense"; see its results.
 
-    Returns frame, u, v, u_sd, v_sd, probability and height, (N,), as in the tables of `localize`, to .0005 px, .002 px
-    and .0025; error (N,), nm: the distance to the molecule, to .5 nm, NaN where none is within 100 nm. For "movie" also
+    Returns frame, u, v, u_sd, v_sd, probability and height, (N,), as in the tables of `localize`, to .001 px, .002 px
+    and .005; error (N,), nm: the distance to the molecule, to .5 nm, NaN where none is within 100 nm. For "movie" also
     truth_u, truth_v (M,), px: all molecules; drift (T, 2), px.
     Raises ValueError for another name.
     """
@@ -195,7 +195,7 @@ def experiment(name: str) -> dict[str, np.ndarray]:
         for column, (offset, scale, _) in PACKED.items():
             out[column] = file[f"{name} {column}"] / scale - offset
         if name == "movie":
-            out |= {f"truth_{axis}": file[f"truth {axis}"] / 1000 - 0.5 for axis in "uv"}
+            out |= {f"truth_{axis}": file[f"truth {axis}"] / 100 - 0.5 for axis in "uv"}
             out["drift"] = file["drift"].astype(float)
     out["frame"] = out["frame"].astype(np.int64)
     out["probability"] /= results("experiment")[name]["samples"]

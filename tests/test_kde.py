@@ -12,7 +12,7 @@ from scipy.stats import norm
 from skimage.feature import peak_local_max
 
 from smlmtut.imaging import first_guess
-from smlmtut.imaging.kde import kde_image, redrawn, render, render_with_sd, to_camera, to_coordinates, to_super_resolved
+from smlmtut.imaging.kde import kde_image, redrawn, render, to_camera, to_coordinates, to_super_resolved
 from smlmtut.imaging.psf import Emitters
 
 factors = st.integers(1, 8)
@@ -148,35 +148,9 @@ def test_rendering_in_blocks_changes_nothing(monkeypatch):
     rows, columns = np.arange(17) / 2 - 0.5, np.arange(15) / 2 - 0.5
     along_v, along_u = (np.diff(norm.cdf(e, x[:, None], sd[:, None])) for e, x in ((rows, v), (columns, u)))
     np.testing.assert_allclose(whole, along_v.T @ along_u, rtol=0, atol=1e-12)
-    monkeypatch.setattr("smlmtut.imaging.kde.LOCALIZATIONS_AT_ONCE", 7)
-    monkeypatch.setattr("smlmtut.imaging.kde.PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr("smlmtut.imaging.rendering.LOCALIZATIONS_AT_ONCE", 7)
+    monkeypatch.setattr("smlmtut.imaging.rendering.PIXELS_AT_ONCE", 100)
     torch.testing.assert_close(render(u, v, (8, 7), 2, sd), whole, rtol=1e-12, atol=1e-14)
-
-
-def test_rendering_with_sd_is_the_poisson_binomial_of_each_pixel():
-    """Drawn: each localization is there or not, and somewhere; 4000 draws know a variance to 2 %, five of that."""
-    rng = np.random.default_rng(3)
-    u, v = rng.uniform(0.5, 4.5, (2, 6))
-    sd, p = rng.uniform(0.2, 0.6, 6), np.array([1, 0.9, 0.7, 0.5, 0.3, 0])
-    mean, spread = render_with_sd(u, v, (6, 6), sd, p, 2)
-    torch.testing.assert_close(render_with_sd(u, v, (6, 6), sd, np.ones(6), 2)[0], render(u, v, (6, 6), 2, sd))
-    drawn = []
-    for there in rng.random((4000, 6)) < p:
-        places = ((x + sd * rng.standard_normal(6))[there] for x in (u, v))
-        drawn.append(render(*places, (6, 6), 2))
-    drawn = torch.stack(drawn)
-    assert mean.sum() == pytest.approx(float(drawn.sum((1, 2)).mean()), rel=0.02)
-    assert float((mean - drawn.mean(0)).abs().max()) < 5 * 0.5 / np.sqrt(4000)
-    lit = mean > 0.02
-    ratio = drawn.var(0)[lit].sum() / spread[lit].square().sum()
-    assert float(ratio) == pytest.approx(1, abs=0.1)
-
-
-def test_rendering_with_sd_names_bad_probabilities():
-    with pytest.raises(ValueError, match="probability must be in"):
-        render_with_sd([1.0], [1.0], (3, 3), 0.2, [1.5])
-    with pytest.raises(ValueError, match="probability must have the length of u, 1"):
-        render_with_sd([1.0], [1.0], (3, 3), 0.2, [0.5, 0.5])
 
 
 def test_rendering_takes_the_columns_of_a_table():

@@ -5,7 +5,6 @@ tile a camera pixel, and on both grids a whole number is the centre of a pixel.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,12 +15,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .. import _validate as valid
-from .psf import Emitters, pixel_integral
+from .psf import Emitters
+from .rendering import REACH, gaussians
 
 Coordinate = TypeVar("Coordinate", float, np.ndarray, Tensor)
-REACH = 8  # a rendered Gaussian is cut off at this many sds from its centre: 1.2e-15 of it lies beyond
 MASS_REACH = 4  # super-resolved pixels: radius about a peak within which mass can count as its own, 4 kernel sds
-LOCALIZATIONS_AT_ONCE, PIXELS_AT_ONCE = 1 << 12, 1 << 21  # bound the memory of `render`, to 16 MB a temporary
 
 
 def to_super_resolved(position: Coordinate, factor: int = 4) -> Coordinate:
@@ -256,71 +254,9 @@ def render(
         flat = (row * width + column)[inside]
         return torch.bincount(flat, minlength=height * width).double().reshape(height, width)
     image = torch.zeros(height * width, dtype=torch.float64)
-    for _, flat, share in _gaussians(columns, rows, sd, factor, (height, width)):
+    for _, flat, share in gaussians(columns, rows, factor * _on_host("sd", sd, 0, 1), (height, width)):
         image.index_add_(0, flat, share.flatten())
     return image.reshape(height, width)
-
-
-@valid.enough_memory("shape")
-def render_with_sd(
-    u: ArrayLike | Tensor,
-    v: ArrayLike | Tensor,
-    shape: tuple[int, int],
-    sd: ArrayLike | Tensor,
-    probability: ArrayLike | Tensor,
-    factor: int = 4,
-) -> tuple[Tensor, Tensor]:
-    """The number of molecules in each super-resolved pixel, and its standard deviation.
-
-    probability: (N,), that a localization is a molecule. Others: as in `render`. A pixel holds it with the chance
-        q = probability × share of its Gaussian, and localizations do so independently: mean Σ q, variance Σ q (1 − q).
-    Returns both as (f·H, f·W) float64. Raises ValueError as `render`, and for a probability outside [0, 1].
-    """
-    height, width = (valid.whole("factor", factor) * n for n in valid.image_shape("shape", shape))
-    positions = [valid.finite(name, _on_host(name, x, 1)) for name, x in (("u", u), ("v", v))]
-    chance = _on_host("probability", valid.between("probability", probability, 0, 1), 1)
-    if not positions[0].shape == positions[1].shape == chance.shape:
-        raise ValueError(f"v and probability must have the length of u, {len(positions[0])}")
-    columns, rows = (to_super_resolved(x, factor) for x in positions)
-    mean, squares = torch.zeros(2, height * width, dtype=torch.float64)
-    for block, flat, share in _gaussians(columns, rows, sd, factor, (height, width)):
-        q = (chance[block, None, None] * share).flatten()
-        mean.index_add_(0, flat, q)
-        squares.index_add_(0, flat, q.square())
-    return mean.reshape(height, width), (mean - squares).clamp(min=0).sqrt().reshape(height, width)
-
-
-def _gaussians(
-    columns: Tensor, rows: Tensor, sd: ArrayLike | Tensor, factor: int, shape: tuple[int, int]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Some localizations at a time: which, the pixels about them (n · w²,), and their share of each (n, w, w)."""
-    height, width = shape
-    spread = _on_host("sd", valid.positive("sd", sd), 0, 1)
-    if spread.ndim and spread.shape != columns.shape:
-        raise ValueError(f"sd must be a number or have the length of u, {len(columns)}, got {len(spread)}")
-    spread = (factor * spread).expand(columns.shape)
-    order = spread.argsort()
-    reach = ((REACH * spread[order]).ceil().long() + 1).clamp(max=max(height, width)).tolist()  # px, rising
-    start = 0
-    while start < len(order):
-        stop = min(len(order), start + LOCALIZATIONS_AT_ONCE)
-        stop = start + max(1, min(stop - start, PIXELS_AT_ONCE // (2 * reach[stop - 1] + 1) ** 2))
-        block, far = order[start:stop], reach[stop - 1]
-        row, along_v = _window(rows[block], spread[block], far, height)
-        column, along_u = _window(columns[block], spread[block], far, width)
-        flat = row[:, :, None] * width + column[:, None, :]  # (n, window, window)
-        yield block, flat.flatten(), along_v[:, :, None] * along_u[:, None, :]
-        start = stop
-
-
-def _window(position: Tensor, sd: Tensor, reach: int, size: int) -> tuple[Tensor, Tensor]:
-    """Pixels around each position and the share of its Gaussian in each, 0 for pixels off the grid: (n, window)."""
-    # a centre off the grid is moved to its edge: the window still covers all of the grid that the Gaussian reaches
-    first = torch.floor(position + 0.5).clamp(0, size - 1).long() - reach
-    pixels = first[:, None] + torch.arange(2 * reach + 1)
-    share = pixel_integral(position - first, sd, 2 * reach + 1)
-    on_grid = (pixels >= 0) & (pixels < size)
-    return torch.where(on_grid, pixels, 0), torch.where(on_grid, share, 0.0)
 
 
 def _on_host(name: str, values: ArrayLike | Tensor, *ranks: int) -> Tensor:
