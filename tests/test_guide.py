@@ -27,7 +27,8 @@ QUESTIONS = {question.id: question for made in BANKS.values() for question in ma
 
 PARTS = ["Objectives", "Misconceptions", "On the board", "Live", "90 minutes", "Exercises"]
 WITHIN = ("*They must know:*", "*Not on the board:*", "**Short of time?** Leave out")
-QUESTION = re.compile(r"`((?:image|likelihood|fisher|fit|kde|deepstorm|posterior|diffusion|cddpm|bakeoff)-[a-z0-9-]+)`")
+CHAPTERS = "image|likelihood|fisher|fit|kde|deepstorm|posterior|diffusion|cddpm|bakeoff|fast|experiment"
+QUESTION = re.compile(rf"`((?:{CHAPTERS})-[a-z0-9-]+)`")
 HEADING = re.compile(r"\[([^\]]+)\]\(\.\./\.\./notebooks/(\w+)\.md#([^)]+)\)")
 HERE = re.compile(r"\[([^\]]+)\]\(#([^)]+)\)")
 ROLE = re.compile(r"\{(eq|numref|ref)\}`(?:([^`<]*)<)?([^`<>]+)>?`")

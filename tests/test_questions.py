@@ -199,6 +199,26 @@ def least_rank(v):
     return next(k for k in range(1, int(v["n"]) + 1) if round(100 * k / (v["n"] + 1), 9) >= v["level"])
 
 
+def guided(v):
+    """Two paths of the probability flow at a distance δ: d ln δ/dξ is the slope of the guided estimate."""
+    slope = lambda xi, sd: xi * sd**2 / (1 + xi**2 * sd**2)  # noqa: E731
+    end = 300.0
+    growth = lambda xi: (1 + v["w"]) * slope(xi, v["sd"]) - v["w"] * slope(xi, 1.0)  # noqa: E731
+    return math.exp(integrate.quad(growth, 0, end, limit=500)[0]) / end
+
+
+def scatter_of_an_sd(v):
+    sds = np.random.default_rng(0).normal(size=(40_000, int(v["S"]))).std(1, ddof=1)
+    return 100 * sds.std() / sds.mean()
+
+
+def transport(v):
+    """Mean squared distance of quantiles that belong to each other."""
+    levels = (np.arange(200_000) + 0.5) / 200_000
+    first, second = stats.norm.ppf(levels), stats.norm.ppf(levels, v["m"], v["s"])
+    return ((first - second) ** 2).mean()
+
+
 def nobody_drawn(v):
     one = (1 - v["q"]) / 2
     joint = np.array([[0.0, one], [one, v["q"]]])  # empty or not, at either place
@@ -240,6 +260,9 @@ OTHER_WAY = {
     "bakeoff-width": area_between,
     "bakeoff-rank": least_rank,
     "bakeoff-none": nobody_drawn,
+    "fast-guided-sd": guided,
+    "fast-sd-scatter": scatter_of_an_sd,
+    "fast-frechet-line": transport,
 }
 WAY_BACK = {  # from the key to a number that the question gives
     "fit-difference-noise": lambda v, key: (2 * v["gain"] ** 2 * (v["background"] / v["gain"] + key), v["difference"]),
