@@ -225,6 +225,20 @@ def nobody_drawn(v):
     return 100 * joint.sum(0)[0] * joint.sum(1)[0]
 
 
+def weighted_mean(v):
+    """The least variance of any mean of two, over its weight."""
+    variance = lambda w: (w * v["one"]) ** 2 + ((1 - w) * v["two"]) ** 2  # noqa: E731
+    return math.sqrt(optimize.minimize_scalar(variance, bounds=(0, 1), method="bounded", options={"xatol": 1e-9}).fun)
+
+
+def crossing_at_a_third(v):
+    def curve(length):
+        f = math.exp(-((2 * math.pi * v["sd"] / length) ** 2))
+        return v["times"] * f / (1 + (v["times"] - 1) * f) - 1 / 3
+
+    return optimize.brentq(curve, v["sd"], 20 * v["sd"])
+
+
 def camera(v):
     return Camera(v["gain"], 100.0, v["variance"])
 
@@ -263,6 +277,9 @@ OTHER_WAY = {
     "fast-guided-sd": guided,
     "fast-sd-scatter": scatter_of_an_sd,
     "fast-frechet-line": transport,
+    "experiment-weighted": weighted_mean,
+    "experiment-chance": lambda v: 100 * stats.poisson.sf(0, math.pi * v["density"] * (v["radius"] / 1000) ** 2),
+    "experiment-repeats": crossing_at_a_third,
 }
 WAY_BACK = {  # from the key to a number that the question gives
     "fit-difference-noise": lambda v, key: (2 * v["gain"] ** 2 * (v["background"] / v["gain"] + key), v["difference"]),
