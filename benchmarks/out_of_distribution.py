@@ -129,7 +129,7 @@ def misfit(x: Tensor, variance: Tensor, images: Tensor, height: float) -> Tensor
     peaks, camera, out = to_coordinates(images, 4, 1.0, height), Camera(read_variance=variance), []
     for s in range(len(images)):
         mine = peaks.frame == s
-        rate, _ = fitted_rate(x, variance, peaks.u[mine], peaks.v[mine])
+        rate, _ = fitted_rate(x, variance, peaks.u[mine], peaks.v[mine], (SIGMA.low + SIGMA.high) / 2)
         out.append(deviance(x, rate, camera)[inner].mean())
     return torch.stack(out)
 

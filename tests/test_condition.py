@@ -194,8 +194,8 @@ def test_no_emitter_is_moved_farther_than_is_said():
 def test_moved_fits_of_windows_are_those_of_the_whole_frame(monkeypatch):
     """Mean and sd over draws, and the evidence, of a frame in windows against one fit; emitters also at the seams."""
     shape = (20, 37)
-    truth = Emitters(*(torch.tensor([x]) for x in ([3.0, 12.6, 18.1, 24.0, 33.3], [4.2, 9.9, 15.0, 10.1, 6.0])),
-                     torch.full((1, 5), 1500.0))  # fmt: skip
+    u, v = (torch.tensor([x]) for x in ([3.0, 12.6, 18.1, 24.0, 33.3], [4.2, 9.9, 15.0, 10.1, 6.0]))
+    truth = Emitters(u, v, torch.full((1, 5), 1500.0))
     dice = torch.Generator().manual_seed(1)
     rate = torch.poisson(expected_photons(truth, PSF(1.0), shape, BACKGROUND), generator=dice)
     y, x = kde_image(truth, shape), frame_input(rate[:, None], 2.0)

@@ -56,7 +56,7 @@ def test_bleaching_does_not_spoil_the_end() -> None:
     drift = np.column_stack([np.linspace(-0.5, 0.5, FRAMES), np.zeros(FRAMES)])
     table = drifting(drift)
     left = np.random.default_rng(1).random(len(table)) < np.exp(-3 * table["frame"] / FRAMES)
-    found = estimate_drift(table[left], SHAPE, FRAMES)
+    found = estimate_drift(table.loc[left], SHAPE, FRAMES)
     assert PIXEL_NM * np.sqrt(((found - drift) ** 2).sum(1).mean()) < 10
     assert PIXEL_NM * np.abs(found - drift).max() < 25
 

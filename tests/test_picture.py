@@ -23,8 +23,8 @@ def test_mean_and_sd_are_those_of_molecules_drawn_anew():
     rng = np.random.default_rng(4)
     drawn = []
     for there in rng.random((4000, 6)) < table["probability"].to_numpy():
-        places = ((table[x] + table["u_sd"] * rng.standard_normal(6))[there].to_numpy() for x in ("u", "v"))
-        drawn.append(render(*places, (6, 6), 2))
+        u, v = ((table[x].to_numpy() + table["u_sd"].to_numpy() * rng.standard_normal(6))[there] for x in ("u", "v"))
+        drawn.append(render(u, v, (6, 6), 2))
     drawn = torch.stack(drawn)
     assert float((mean - drawn.mean(0)).abs().max()) < 5 * 0.5 / np.sqrt(4000)
     # a Poisson variance, Σ q, would be 8 % larger here
