@@ -18,7 +18,7 @@ from ._validate import choice
 
 FOLDER_VARIABLE = "SMLMTUT_DATA"
 POSTERIORS = Path(__file__).parent / "reference" / "posteriors.h5"
-POSTERIORS_SHA256 = "3a0b2d41ef411aa9e33d5b8ffd60a01dab9f6f11426216c98c95831e39f1682c"
+POSTERIORS_SHA256 = "789e85e578f468fb31f61b3a67cc8d3efc49768d90f3927fac19faa8d06e9865"
 RESULTS = Path(__file__).parent / "results"
 # columns of experiment.npz: a value is whole / scale − offset; probability counts samples, error is in nm
 PACKED = {
