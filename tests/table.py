@@ -292,6 +292,14 @@ def table(device: str = "cpu") -> list[Row]:
         {"first": some(8, 8), "second": noise[:8, :8]},
     )
     row("resolution.tapered", resolution.tapered, {"image": some(8, 8)})
+    ring = {"correlation": some(5, low=0.1, high=0.9), "pixels": tensor([4.0, 12.0, 20.0, 24.0, 30.0])}
+    row("resolution.correlation_band", resolution.correlation_band, ring)
+    row("resolution.bit_curve", resolution.bit_curve, {"pixels": ring["pixels"]})
+    row(
+        "resolution.crossing",
+        resolution.crossing,
+        {"frequency": some(5, low=0.1), "correlation": ring["correlation"], "threshold": some(5, low=0)},
+    )
     row("against_exact.energy_regret", against_exact.energy_regret, two_kinds)
     row(
         "against_exact.crps_regret",
@@ -330,6 +338,16 @@ def table(device: str = "cpu") -> list[Row]:
         "localization.match",
         lambda frame, u, v: localization.match(localization.Points(frame, u, v), points, 100.0),
         found,
+    )
+    seen = some(2, 20, low=0, high=60)
+    row(
+        "resolution.nena",
+        lambda frame, u, v: resolution.nena(localization.Points(frame, u, v)),
+        {
+            "frame": tensor([0] * 20 + [1] * 20),
+            "u": torch.cat([seen[0], seen[0] + 0.1 * some(20)]),
+            "v": torch.cat([seen[1], seen[1]]),
+        },
     )
     row(
         "localization.score",

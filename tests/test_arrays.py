@@ -164,6 +164,7 @@ UNCHECKED = {
     "psf.present_mask", "psf.pixel_integral_fast", "psf.pixel_factors", "psf.background_image", "kde.kernel",
     "camera.check_frame_size", "camera.Camera.as_tensors", "proper_scores.parts", "proper_scores.joined",
     "proper_scores.ensemble", "proper_scores.on_host", "against_exact.bootstrap_error",
+    "rendering.gaussians", "localization.checked_arrays",
 }  # fmt: skip
 RESULTS = {  # dataclasses that functions return, or that hold what their user checks
     "blinking.Flashes", "scenes.FrameBatch", "kde.Peaks", "fit.Fit", "joint.JointFit", "one.Posterior",

@@ -182,7 +182,7 @@ ON_CPU = {
     "proper_scores.crps_point", "against_exact.energy_regret", "against_exact.crps_regret",
     "against_exact.log_error_bar", "against_exact.peak_counts", "against_exact.summary_vector",
     "against_exact.count_log_loss", "against_exact.share_error", "resolution.fourier_ring_correlation",
-    "localization.match", "localization.inside", "schedule.NoiseSchedule",
+    "resolution.nena", "localization.match", "localization.inside", "schedule.NoiseSchedule",
     "schedule.NoiseSchedule.from_betas",
 }  # fmt: skip
 
@@ -223,6 +223,7 @@ WORDS = (
 )  # fmt: skip
 ROOMS = ("imaging", "estimation", "posterior", "diffusion", "networks", "evaluation")  # localize: see below
 NOT_RUN = {
+    "rendering.gaussians": "kde.render works on the CPU",
     "one.Posterior.sample": "a posterior on a grid is on the CPU, and takes a generator of the CPU",
     "against_exact.bootstrap_error": "draws frames on the CPU, whatever the statistic works on",
     "conformal.Conformal.calibrate": "takes an iterable of batches; the table calls it, see conformal.Conformal",

@@ -77,8 +77,12 @@ def correlation_band(correlation: Tensor, pixels: Tensor, level: float = 0.95) -
     level: share of rings in which the band holds it. A ring of n pixels is n/2 independent complex values, since the
         transform of a real image comes twice: n pairs of real numbers of mean 0, so atanh of their correlation is
         normal with variance 1 / (n − 2). That needs many molecules, in about equal density all over the image.
-    Returns its lower and upper end, (R,); −1 and 1 where n is at most 2.
+    Returns its lower and upper end, (R,); −1 and 1 where n is at most 2, NaN where the correlation is.
+    Raises ValueError for another rank or length, pixels that are not positive, or a level outside of [0, 1].
     """
+    correlation, pixels = floating("correlation", correlation, 1), positive("pixels", tensor("pixels", pixels, 1))
+    if len(pixels) != len(correlation):
+        raise ValueError(f"pixels must have the length of correlation, {len(correlation)}, got {len(pixels)}")
     level = float(between("level", level, 0, 1))
     z = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))
     half = torch.where(pixels > 2, z / (pixels - 2).clamp(min=1e-9).sqrt(), math.inf)
@@ -91,8 +95,10 @@ def bit_curve(pixels: Tensor, bits: float = 1.0) -> Tensor:
 
     pixels: (R,), as in `correlation_band`. log₂(1 + SNR) bits of the sum are an SNR half as large in each half, and in
     a ring of n pixels the noise adds to it as 1/√n: van Heel & Schatz 2005. 1/3 for 1 bit and many pixels.
+    Raises ValueError where bits or pixels are not positive.
     """
-    snr, root = (2 ** float(positive("bits", float(bits))) - 1) / 2, positive("pixels", pixels).sqrt()
+    root = positive("pixels", tensor("pixels", pixels, 1)).sqrt()
+    snr = (2 ** float(positive("bits", float(bits))) - 1) / 2
     mixed = 2 * math.sqrt(snr) / root
     return (snr + mixed + 1 / root) / (1 + snr + mixed)
 
@@ -101,7 +107,16 @@ def crossing(frequency: Tensor, correlation: Tensor, threshold: Tensor | float) 
     """The length in pixels, 1/frequency, at which a ring correlation first falls below a threshold.
 
     threshold: a number, or (R,). Linear between rings. NaN where it starts below or never falls below.
+    Raises ValueError for another rank or length, or a frequency that is not positive.
     """
+    frequency, correlation = (
+        positive("frequency", tensor("frequency", frequency, 1)),
+        tensor("correlation", correlation, 1),
+    )
+    threshold = finite("threshold", tensor("threshold", threshold, 0, 1))
+    for name, values in (("correlation", correlation), ("threshold", threshold)):
+        if values.ndim and len(values) != len(frequency):
+            raise ValueError(f"{name} must have the length of frequency, {len(frequency)}, got {len(values)}")
     above = correlation - threshold
     below = (above < 0).nonzero()
     if not len(below) or not (k := int(below[0])):
