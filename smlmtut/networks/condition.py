@@ -31,7 +31,7 @@ SIDE, MARGIN, BEYOND, AT_ONCE = 16, 3, 2.0, 256
 # does not know has z of up to 1 / FLOOR.
 FLOOR = 0.02
 SCALE_UNIT = 0.1  # of a kernel's peak, about the sd of y beside an emitter: the unit of scales that a network sees
-CHANNELS, EVIDENCE = 7, 2  # of Condition.inputs; of FrameFit.evidence
+CHANNELS = 9  # of Condition.inputs
 FARTHEST = 0.5  # px: of the errors by which a molecule is moved. Where they are larger the fit knows nothing of it
 SURE = 10.0  # N over its sd that gives a kernel of height 1
 
@@ -149,7 +149,7 @@ class FrameFit:
         return self._images(moved, samples)
 
     def evidence(self) -> Tensor:
-        """How far the fit is to be believed, in two images, (B, EVIDENCE, fH, fW).
+        """How far the fit is to be believed, in two images, (B, 2, fH, fW).
 
         Kernels at its emitters with the height N / (SURE sd of N): is that one there? And what it leaves of the frame
         in units of the noise, as asinh, upsampled: is there another one?
@@ -193,7 +193,8 @@ def condition_on(estimate: Tensor, frame: Tensor, fit: FrameFit | None = None) -
     fit: that of these frames; None, one within REFERENCE. Where it is wrong, ŷ, which is right on average, tells by how
     much.
     estimate: ŷ (B, 1, fH, fW). frame: (B, 2, H, W) of `network_input`. The inputs are ŷ; √ŷ, where a faint rim is
-    visible; signal and read noise upsampled; ones, by which a convolution sees the border; centre; scale / SCALE_UNIT.
+    visible; signal and read noise upsampled; ones, by which a convolution sees the border; centre; scale / SCALE_UNIT;
+    the fit's evidence.
     Raises ValueError for a frame of another shape.
     """
     fit = fit or FrameFit(estimate, frame)
@@ -202,7 +203,7 @@ def condition_on(estimate: Tensor, frame: Tensor, fit: FrameFit | None = None) -
         scale = (FLOOR**2 + fit.sd().square() + (centre - estimate).square()).sqrt()
         fine = F.interpolate(frame, scale_factor=float(FACTOR), mode="bicubic")  # (B, 2, fH, fW)
         root = estimate.clamp(min=0).sqrt()
-        images = [estimate, root, fine, torch.ones_like(estimate), centre, scale / SCALE_UNIT]
+        images = [estimate, root, fine, torch.ones_like(estimate), centre, scale / SCALE_UNIT, fit.evidence()]
         return Condition(centre, scale, torch.cat(images, 1))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._validate import whole
 from .cddpm import CHUNK, DiffusionBatch
-from .condition import EVIDENCE, SCALE_UNIT, Condition, Fit, FrameFit, condition_on
+from .condition import SCALE_UNIT, Condition, Fit, FrameFit, condition_on
 from .rivals import Rival, frame_weight
 
 WINDOWS = (4, 16, 64)  # sides, super-resolved pixels: about a kernel, a spot, and a whole frame of the training
@@ -26,7 +26,7 @@ class Engression(Rival):
     """
 
     def __init__(self, channels: tuple[int, int] = (32, 64), blocks: int = 1, fit: Fit = None) -> None:
-        super().__init__(1, channels, blocks, fit, more=EVIDENCE + 2 + len(WIDTHS))
+        super().__init__(1, channels, blocks, fit, more=2 + len(WIDTHS))
 
     def draw(self, known: Condition, moved: Tensor, noise: Tensor) -> Tensor:
         """A draw for each moved fit and image of noise, (B, 1, fH, fW) all."""
@@ -39,7 +39,7 @@ class Engression(Rival):
         Their noise is from the global random state, as dropout's is.
         """
         fit = FrameFit(batch.estimate, batch.frame, self.fit)
-        known = believed(fit, condition_on(batch.estimate, batch.frame, fit))
+        known = condition_on(batch.estimate, batch.frame, fit)
         device = batch.estimate.device
         seed = int(torch.randint(1 << 31, (1,), device=device))
         moved = fit.moved(2, torch.Generator(device).manual_seed(seed)).split(1, 1)
@@ -53,18 +53,13 @@ class Engression(Rival):
     ) -> Tensor:
         """(B, S, fH, fW), one call of the U-Net for each, `chunk` at once. Raises ValueError as Gaussian's does."""
         fit = FrameFit(estimate, frame, self.fit)
-        known = believed(fit, condition_on(estimate, frame, fit))
+        known = condition_on(estimate, frame, fit)
         moved = fit.moved(whole("samples", samples), generator)  # (B, S, fH, fW)
         out = torch.randn(moved.shape, generator=generator, device=moved.device).flatten(0, 1)[:, None]
         start = moved.flatten(0, 1)[:, None]
         for rows in torch.arange(len(out), device=out.device).split(whole("chunk", chunk)):
             out[rows] = self.draw(Condition(*(x[rows // samples] for x in known)), start[rows], out[rows])
         return out.reshape(moved.shape)
-
-
-def believed(fit: FrameFit, known: Condition) -> Condition:
-    """What a network knows, and the evidence for the fit beside it."""
-    return known._replace(inputs=torch.cat([known.inputs, fit.evidence()], 1))
 
 
 def smooth(noise: Tensor) -> Tensor:
