@@ -1,12 +1,13 @@
-"""When does it pay to sample by diffusion what Markov chains sample exactly?
+"""When does it pay to draw by a network what Markov chains draw exactly?
 
     python benchmarks/chains_or_diffusion.py --most 8 --densities --json smlmtut/results/chains_or_diffusion.json
 
 Two curves, on one thread unless told otherwise; the command above computes the second alone, which chapter 10 shows:
   density   frames of one density, 0.5 to 8 emitters per µm²: the chains of `reference_posteriors.py`, longer until the
-            certificate of `protocol.md` holds or ATTEMPTS are spent; independent draws a second, beside the model's
+            certificate of `protocol.md` holds or ATTEMPTS are spent; independent draws a second, beside the networks'
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
-            beside the model's; where the lines cross, both are as good for the same time
+            beside that of the networks, whose draws are read as molecules; where a network lies below the line of the
+            chains, it is the better one for the same time
 """
 
 import argparse
@@ -37,10 +38,10 @@ from smlmtut.evaluation import against_exact as against
 from smlmtut.imaging.camera import expose
 from smlmtut.imaging.scenes import draw_batch
 from smlmtut.networks import pretrained, recipes
-from smlmtut.networks.cddpm import ConditionalDiffusion
 
 DENSITIES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # µm⁻²
 SEED, FRAMES, ATTEMPTS = 20261201, 2, 3
+MODELS = ("engression-2d", "cddpm-2d")
 BUDGETS = (25, 50, 100, 200, 400, 800)  # sweeps of short chains, half of them burn-in
 
 
@@ -75,9 +76,8 @@ def worst(notes: list[dict[str, float]]) -> float:
     return max(note["r_hat"] for note in notes)
 
 
-def model_rate(network: ConditionalDiffusion, frames: bakeoff.Frames) -> float:
-    """Draws a second of the diffusion model, 64 for each of some frames."""
-    method = bakeoff.diffusion(network)
+def draws_a_second(method: bakeoff.Method, frames: bakeoff.Frames) -> float:
+    """Of a network, 64 for each of some frames."""
     method(frames.part(slice(1)), 8, step_generator(0, 0))
     began = time.perf_counter()
     method(frames, bakeoff.SAMPLES, step_generator(0, 1))
@@ -106,10 +106,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
+    phi = pretrained.load()
+    methods = bakeoff.chosen(bakeoff.shipped(), MODELS)
     found: dict = {"density": {}, "regret": {}, "threads": given.threads}
-    found["model draws a second"] = model_rate(network, bakeoff.prior_part(phi, 8))
-    print(f"the model: {found['model draws a second']:.1f} draws a second", flush=True)
+    found["draws a second"] = {name: draws_a_second(m, bakeoff.prior_part(phi, 8)) for name, m in methods.items()}
+    print(found["draws a second"], flush=True)
     for density in given.densities:
         found["density"][density] = row = of_density(density)
         print(f"{density} /µm²: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
@@ -121,10 +122,14 @@ def main() -> None:
         rows = bakeoff.read_rows(given.folder, "dev", kind)
         some = {name: rows[name][: len(frames)] for name in ("adu", "gain", "offset", "read_variance")}
         curve = [of_budget(some, frames, kind, sweeps) for sweeps in BUDGETS]
-        model, _ = bakeoff.judged(bakeoff.diffusion(network), frames, kind)
-        of_model = {"seconds": model["s a frame"], "regret": model["energy regret"], "error": model["energy regret ±"]}
-        found["regret"][kind] = {"chains": curve, "model": of_model}
-        print(kind, "; ".join(f"{x['seconds']:.2f} s {x['regret']:.3f}" for x in [*curve, of_model]), flush=True)
+        found["regret"][kind] = row = {"chains": curve}
+        for name, method in methods.items():
+            score, _ = bakeoff.judged_as_kdes(name, method, frames, kind)[f"{name}{bakeoff.AS_KDES}"]
+            row[name] = {
+                "seconds": score["s a frame"], "regret": score["energy regret"], "error": score["energy regret ±"],
+            }  # fmt: skip
+        points = [*curve, *(row[name] for name in methods)]
+        print(kind, "; ".join(f"{x['seconds']:.2f} s {x['regret']:.3f}" for x in points), flush=True)
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

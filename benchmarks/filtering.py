@@ -3,8 +3,8 @@
     python benchmarks/filtering.py --json smlmtut/results/filtering.json
 
 Molecules blink on three filaments, at 3 per µm² in every frame. The localizations are the peaks of ŷ;
-samples of the diffusion model give each a probability and a standard deviation, a plain filter has its height and its
-mass. Every row is kept, so that any filter can be tried on it; truth decides which rows have a molecule.
+samples of the network that `localize` draws by give each a probability and a standard deviation, a plain filter has
+its height and its mass. Every row is kept, so that any filter can be tried on it; truth decides which rows have a molecule.
 """
 
 import argparse
@@ -28,10 +28,9 @@ from smlmtut.imaging.kde import render
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, present_mask
 from smlmtut.imaging.scenes import PHOTONS
 from smlmtut.imaging.structures import draw as draw_structure
-from smlmtut.localize.samples import SamplingSettings, kde_sampler
+from smlmtut.localize.samples import SamplingSettings, shipped_sampler
 from smlmtut.localize.uncertainty import localize_with_uncertainty
 from smlmtut.networks import pretrained
-from smlmtut.networks.cddpm import ConditionalDiffusion
 
 SEED, MOLECULES, FILAMENTS, BACKGROUND = 20261202, 4000, 3, 5.0
 THRESHOLD = 0.1  # lowest peak of ŷ: low, so that there is something to filter
@@ -58,10 +57,9 @@ def movie(frames: int, density: float) -> tuple[Tensor, Camera, Emitters]:
 def localizations(frames: int, density: float, samples: int) -> tuple[pd.DataFrame, Points]:
     """The table with `error` in nm, NaN where a row has no molecule; and the molecules inside the frames."""
     adu, camera, emitters = movie(frames, density)
-    phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    settings = SamplingSettings(samples, SEED)
+    (sampler, _), settings = shipped_sampler(), SamplingSettings(samples, SEED)
     blocks = localize_with_uncertainty(
-        adu.numpy(), replace(camera, integer=False), phi, kde_sampler(network), settings, THRESHOLD
+        adu.numpy(), replace(camera, integer=False), pretrained.load(), sampler, settings, THRESHOLD
     )
     table = pd.concat([rows for _, rows, _ in blocks], ignore_index=True)
     inside = (emitters.u > -0.5) & (emitters.u < SHAPE[1] - 0.5) & (emitters.v > -0.5) & (emitters.v < SHAPE[0] - 0.5)

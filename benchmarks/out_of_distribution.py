@@ -4,8 +4,9 @@
 
 A score sees what a user has: the frame, its read variance and what the networks make of them. AUROC is the probability
 that an odd frame scores higher than an ordinary one; .5 is a coin. Ordinary frames are drawn from the training scene
-at 0.5–4 molecules per µm²; odd ones from the same scene with one thing changed. What a score says "given ŷ" is of the
-published form, sampled in 100 calls as in its paper: that takes most of the time.
+at 0.5–4 molecules per µm²; odd ones from the same scene with one thing changed. What a score says "given x and ŷ" is of
+the network that `localize` draws by; "given ŷ", of the published form, sampled in 100 calls as in its paper: that
+takes most of the time.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from smlmtut.imaging.kde import to_coordinates
 from smlmtut.imaging.psf import PSF, Emitters, background_image, expected_photons
 from smlmtut.imaging.scenes import BACKGROUND, SIGMA, Scene, draw_batch
 from smlmtut.localize.check import fitted_rate
+from smlmtut.localize.samples import KDESampler, shipped_sampler
 from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, frame_input, sample_kde
 from smlmtut.networks.condition import fitted_kde
@@ -137,7 +139,7 @@ def misfit(x: Tensor, variance: Tensor, images: Tensor, height: float) -> Tensor
 def scores(
     pair: Pair,
     phi: DeepSTORM,
-    network: ConditionalDiffusion,
+    sampler: KDESampler,
     published: ConditionalDiffusion,
     samples: int,
     seed: int,
@@ -150,7 +152,7 @@ def scores(
         y = phi(x[:, None], variance[:, None])
     molecules = 1 + y.clamp(min=0).sum((1, 2, 3)) / (2 * math.pi)
     frame, generator = frame_input(x[:, None], variance[:, None]), step_generator(seed, 1)
-    given = sample_kde(network, y, samples, generator, frame).double()
+    given = sampler(x[:, None], variance[:, None], y, samples, generator).double()
     schedule = NoiseSchedule.cosine(STEPS).trained()
     alone = sample_kde(published, y, samples, generator, schedule=schedule, sampler=ancestral).double()
     centre, _ = fitted_kde(y, frame)
@@ -193,12 +195,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    phi = pretrained.load()
-    network, published = (pretrained.load(f"cddpm-2d{x}", kind=ConditionalDiffusion) for x in ("", "-published"))
+    phi, (sampler, _) = pretrained.load(), shipped_sampler()
+    published = pretrained.load("cddpm-2d-published", kind=ConditionalDiffusion)
     found: dict[str, dict[str, Tensor]] = {}
     for k, (name, drawn) in enumerate([("ordinary", from_scene(ordinary())), *ODD.items()]):
         pair = drawn(given.frames, step_generator(SEED, k))
-        found[name] = scores(pair, phi, network, published, given.samples, SEED + k)
+        found[name] = scores(pair, phi, sampler, published, given.samples, SEED + k)
         print(name, {key: f"{float(value.median()):.3g}" for key, value in found[name].items()}, flush=True)
     areas = {
         odd: {
