@@ -92,6 +92,13 @@ def test_without_attention_a_pixel_sees_no_farther_than_the_convolutions_reach(a
     assert images.grad.abs().amax((0, 1, 3)).nonzero()[:, 0].tolist() == list(rows)
 
 
+@pytest.mark.parametrize(("size", "padding"), [(1, 0), (3, 1)])
+def test_a_convolution_of_blocks_is_one_of_their_pixels(size, padding):
+    layer, images = torch.nn.Conv2d(12, 5, size, padding=padding), torch.randn(2, 3, 16, 24)
+    wanted = layer(F.pixel_unshuffle(images, 2))
+    torch.testing.assert_close(unet._blocks(layer, images), wanted)
+
+
 def test_channel_norm_is_of_one_pixel_alone():
     h = torch.randn(2, 6, 4, 4, generator=generator())
     wanted = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()

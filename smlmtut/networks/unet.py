@@ -89,8 +89,8 @@ class UNet(nn.Module):
         if not self.training and self.reach is not None and max(images.shape[2:]) > TILE:
             return self._in_tiles(images, log_snr)
         embedding = self.time_embedding(embed_log_snr(log_snr))  # (B, 4C)
-        skip = self.encoder(self.stem(F.pixel_unshuffle(images, UNSHUFFLE)), embedding)  # (B, C, H/2, W/2)
-        h = self.down(F.pixel_unshuffle(skip, 2))  # (B, C', H/4, W/4)
+        skip = self.encoder(_blocks(self.stem, images), embedding)  # (B, C, H/2, W/2)
+        h = _blocks(self.down, skip)  # (B, C', H/4, W/4)
         half = len(self.middle) // 2
         for i, block in enumerate(self.middle):
             h = self.attention(h) if i == half else h
@@ -117,21 +117,36 @@ class UNet(nn.Module):
         return out
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions with a skip connection; the noise level scales and shifts the features between them."""
+def _blocks(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """A convolution of the images' 2 × 2 blocks, layer(pixel_unshuffle(images, 2)), without the copy that sorts them."""
+    weight, size = layer.weight.unflatten(1, (-1, 2, 2)), 2 * layer.kernel_size[0]  # (C, n, 2, 2, k, k)
+    weight = weight.permute(0, 1, 4, 2, 5, 3).reshape(
+        len(weight), -1, size, size
+    )  # one of their pixels, twice as large
+    images = images.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(images, weight, layer.bias, stride=2, padding=2 * layer.padding[0])
 
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a skip connection; the noise level scales and shifts the features between them.
+
+    embedding: numbers in that of the noise level; 0: there is none.
+    """
+
+    def __init__(self, inputs: int, outputs: int, embedding: int = 0) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(ChannelNorm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.time_proj = nn.Linear(embedding, 2 * outputs)
+        self.time_proj = nn.Linear(embedding, 2 * outputs) if embedding else None
         self.norm = ChannelNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.time_proj(embedding)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
-        modulated = self.norm(self.conv1(h)) * (1 + scale) + shift
-        return self.skip(h) + self.conv2(F.silu(modulated))
+    def forward(self, h: Tensor, embedding: Tensor | None = None) -> Tensor:
+        between = self.norm(self.conv1(h))
+        if self.time_proj is not None and embedding is not None:
+            scale, shift = self.time_proj(embedding)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
+            between = between * (1 + scale) + shift
+        return self.skip(h) + self.conv2(F.silu(between))
 
 
 class SelfAttention(nn.Module):
