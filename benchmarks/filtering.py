@@ -4,7 +4,8 @@
 
 Molecules blink on three filaments, at 3 per µm² in every frame. The localizations are the peaks of ŷ;
 samples of the network that `localize` draws by give each a probability and a standard deviation, a plain filter has
-its height and its mass. Every row is kept, so that any filter can be tried on it; truth decides which rows have a molecule.
+its height and its mass. Every row is kept, so that any filter can be tried on it; truth decides which rows have a
+molecule.
 """
 
 import argparse

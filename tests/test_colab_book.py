@@ -179,7 +179,7 @@ def test_the_first_cell_tells_every_download_and_its_size():
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         cell = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
         told[path.name[:2]] = {name for name, text in sizes.items() if f'print("  {text}")' in cell.source}
-        assert 'print("Downloads: the package with its trained networks and exact posteriors, 11.7 MB")' in cell.source
+        assert 'print("Downloads: the package with its trained networks and exact posteriors, 12.3 MB")' in cell.source
     maps = {"gain.hdf5", "offset.hdf5", "readvar.hdf5"}
     movie = {"sptnet_af647_slb.tif"}
     every = {chapter: movie for chapter in ("03", "05", "07", "08")} | {chapter: maps for chapter in ("10", "11", "90")}

@@ -79,7 +79,7 @@ def localize(
     noise alone. A warning tells what lies outside, and the table gets a column outside_scene of ones.
 
     With --uncertainty a network draws samples of what each frame may contain, in one call each; with --posterior
-    cddpm-2d the diffusion model does, which takes some 25 times as long. Each localization gets the
+    cddpm-2d the diffusion model does, which takes some 30 times as long. Each localization gets the
     standard deviation of its position, in nm in a .csv and in pixels in an .hdf5, and the probability that it is real:
     the share of the samples that have it within --radius, and no more than the comparison of the movie with the
     training scene allows. Two float32 images appear beside the table, four pixels to a

@@ -20,11 +20,11 @@ from .rivals import Gaussian
 FOLDER = Path(__file__).parents[1] / "weights"
 SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "deepstorm-2d": "8ccbff15698df0e9edf9aeb48dfbe0b4e1d850915b076cbf40eb3d2e61167a76",
-    "cddpm-2d": "7092f287318231f44a6b40e58c8938d71cc3f0059678029246cef65424029ab5",
+    "cddpm-2d": "122a62635d182431010b4e7bce192e8ba8ac5261984312efb85fe87d060ee3f3",
     "cddpm-2d-published": "24ca1059113c3bb21ca2a97a928c6258c931991992f06f7fe3b92c1f36d450b5",
-    "gaussian-2d": "e9d7265c917591d9261064a70d1ae6151e73c3cadbfbc177cc605820c79e235d",
-    "engression-2d": "b47acdb090cebbf08b6a05e8f7836069f0e238bcc129e979d29fb5687f420bdb",
-    "emitters-2d": "0f7fb4c6c1f23337a5a54bb661661598d6a08d9ec2495bd51de41157b2ce4af3",
+    "gaussian-2d": "9b3c03dd65abae297f0b9230684f056700fbe0835a5b61648b5ba61fd15f7f69",
+    "engression-2d": "3c83dbb3ce510911407458466ffb088f0d9e67e7d6c10192a465ac2dd205bef7",
+    "emitters-2d": "223c75a8490856d07dd4144196729d242e78d17cdfe65b1d05c30733dfcad00e",
 }
 
 SUFFIX = ".safetensors"

@@ -118,7 +118,7 @@ class UNet(nn.Module):
 
 
 def _blocks(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """A convolution of the images' 2 × 2 blocks, layer(pixel_unshuffle(images, 2)), without the copy that sorts them."""
+    """A convolution of 2 × 2 blocks of pixels, layer(pixel_unshuffle(images, 2)), without the copy that sorts them."""
     weight, size = layer.weight.unflatten(1, (-1, 2, 2)), 2 * layer.kernel_size[0]  # (C, n, 2, 2, k, k)
     weight = weight.permute(0, 1, 4, 2, 5, 3).reshape(
         len(weight), -1, size, size
