@@ -123,7 +123,8 @@ def main() -> None:
         rows = bakeoff.read_rows(given.folder, "dev", kind)
         some = {name: rows[name][: len(frames)] for name in ("adu", "gain", "offset", "read_variance")}
         curve = [of_budget(some, frames, kind, sweeps) for sweeps in BUDGETS]
-        found["regret"][kind] = row = {"chains": curve}
+        row: dict = {"chains": curve}
+        found["regret"][kind] = row
         for name, method in methods.items():
             score, _ = bakeoff.judged_as_kdes(name, method, frames, kind)[f"{name}{bakeoff.AS_KDES}"]
             row[name] = {
