@@ -90,7 +90,7 @@ class UNet(nn.Module):
             return self._in_tiles(images, log_snr)
         embedding = self.time_embedding(embed_log_snr(log_snr))  # (B, 4C)
         skip = self.encoder(_blocks(self.stem, images), embedding)  # (B, C, H/2, W/2)
-        h = _blocks(self.down, skip)  # (B, C', H/4, W/4)
+        h = self.down(F.pixel_unshuffle(skip, 2))  # (B, C', H/4, W/4)
         half = len(self.middle) // 2
         for i, block in enumerate(self.middle):
             h = self.attention(h) if i == half else h
