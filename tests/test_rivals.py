@@ -332,9 +332,8 @@ def test_the_covariance_is_that_of_bayesian_linear_regression(batch):
     network.accumulate(batch._replace(estimate=batch.estimate[:1], frame=batch.frame[:1]))
     network.accumulate(batch._replace(estimate=batch.estimate[1:], frame=batch.frame[1:]))
     theirs = np.linalg.inv(np.eye(16) + (rows / noise[:, None] ** 2).T @ rows)
-    np.testing.assert_allclose(
-        torch.linalg.inv(network.precision), theirs, rtol=1e-4, atol=1e-7
-    )  # features of two rows at once and one by one: float32
+    # features of two rows at once and one by one, in float32, on entries of up to 0.7
+    np.testing.assert_allclose(torch.linalg.inv(network.precision), theirs, rtol=1e-4, atol=1e-7)
     before = network.precision.clone()
     network.accumulate(batch, times=2.0)
     expected = 3 * before - 2 * torch.eye(16, dtype=torch.float64)
@@ -561,10 +560,8 @@ def test_the_mixer_uses_all_that_it_gets_and_starts_at_zero():
     mixer.head.reset_parameters()
     out = mixer(*given)
     assert out.shape == (2, 1, 16, 24)
-    out.square().sum().backward()
-    slopes = torch.autograd.grad(mixer(*given).square().sum(), given)
-    assert all(bool((x.abs().sum((0, 2, 3)) > 0).all()) for x in slopes)
-    assert all(p.grad is not None and bool(p.grad.any()) for p in mixer.parameters())
+    slopes = torch.autograd.grad(out.square().sum(), [*given, *mixer.parameters()])
+    assert all(bool((x.abs().sum((0, 2, 3)) > 0).all()) for x in slopes[:2]) and all(bool(x.any()) for x in slopes)
 
 
 def test_an_untrained_engression_draws_moved_fits():

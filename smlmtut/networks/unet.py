@@ -120,9 +120,8 @@ class UNet(nn.Module):
 def _blocks(layer: nn.Conv2d, images: Tensor) -> Tensor:
     """A convolution of 2 × 2 blocks of pixels, layer(pixel_unshuffle(images, 2)), without the copy that sorts them."""
     weight, size = layer.weight.unflatten(1, (-1, 2, 2)), 2 * layer.kernel_size[0]  # (C, n, 2, 2, k, k)
-    weight = weight.permute(0, 1, 4, 2, 5, 3).reshape(
-        len(weight), -1, size, size
-    )  # one of their pixels, twice as large
+    # the same kernel in the pixels themselves, twice as large
+    weight = weight.permute(0, 1, 4, 2, 5, 3).reshape(len(weight), -1, size, size)
     images = images.contiguous(memory_format=torch.channels_last)
     return F.conv2d(images, weight, layer.bias, stride=2, padding=2 * layer.padding[0])
 
