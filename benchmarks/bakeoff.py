@@ -98,8 +98,11 @@ def read_rows(folder: Path | None, part: str, kind: str) -> dict[str, np.ndarray
 def read_class(folder: Path | None, part: str, kind: str, phi: torch.nn.Module) -> Frames | None:
     """The frames of `read_rows`; None where there are none."""
     rows = read_rows(folder, part, kind)
-    if not rows:
-        return None
+    return frames_from(rows, phi) if rows else None
+
+
+def frames_from(rows: dict[str, np.ndarray], phi: torch.nn.Module) -> Frames:
+    """Frames with their exact draws, from the arrays that `reference_posteriors.py` writes."""
     arrays = {name: torch.from_numpy(values.astype("f4")) for name, values in rows.items()}
     camera = Camera(arrays["gain"], arrays["offset"], arrays["read_variance"])
     electrons = to_photoelectrons(arrays["adu"], camera)
@@ -327,11 +330,16 @@ def judged(method: Method, frames: Frames, kind: str, seed: int = 0) -> Scored:
     return row | {"s a frame": spent}, each
 
 
+def as_kdes(samples: Tensor) -> Tensor:
+    """Draws (n, S, 4H, 4W) read as emitters and drawn again."""
+    return redrawn(samples.flatten(0, 1)[:, None], FACTOR, SIGMA).reshape(samples.shape)
+
+
 def judged_as_kdes(name: str, method: Method, frames: Frames, kind: str, seed: int = 0) -> dict[str, Scored]:
     """The scores of a method that draws pixels, and of its draws read as emitters and drawn again, NAME + AS_KDES."""
     samples, spent = drawn_of(method, frames, seed)
     began = time.perf_counter()
-    again = redrawn(samples.flatten(0, 1)[:, None], FACTOR, SIGMA).reshape(samples.shape)
+    again = as_kdes(samples)
     more = (time.perf_counter() - began) / len(frames)
     found = {}
     for label, images_, seconds in ((name, samples, spent), (f"{name}{AS_KDES}", again, spent + more)):

@@ -1,10 +1,12 @@
 """When does it pay to draw by a network what Markov chains draw exactly?
 
-    python benchmarks/chains_or_diffusion.py --most 8 --densities --json smlmtut/results/chains_or_diffusion.json
+    python benchmarks/chains_or_diffusion.py --most 8 --json smlmtut/results/chains_or_diffusion.json
 
-Two curves, on one thread unless told otherwise; the command above computes the second alone, which chapter 10 shows:
+Two curves, on one thread unless told otherwise, each computed anew where it is asked for and kept where it is not
+(`--densities` without a number, `--most 0`):
   density   frames of one density, 0.5 to 8 emitters per µm²: the chains of `reference_posteriors.py`, longer until the
-            certificate of `protocol.md` holds or ATTEMPTS are spent; independent draws a second, beside the networks'
+            certificate of `protocol.md` holds or ATTEMPTS are spent. Seconds of chains and networks, independent draws
+            of the chains a second, and the energy regret of the networks where the chains have the certificate
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
             beside that of the networks, whose draws are read as molecules; where a network lies below the line of the
             chains, it is the better one for the same time
@@ -27,61 +29,68 @@ from benchmarks.reference_posteriors import (
     KINDS,
     Kind,
     camera_of,
-    certificate,
-    moments,
     run_chains,
+    solve_part,
     thinned,
-    why_not,
 )
 from smlmtut._random import step_generator
 from smlmtut.evaluation import against_exact as against
 from smlmtut.imaging.camera import expose
 from smlmtut.imaging.scenes import draw_batch
 from smlmtut.networks import pretrained, recipes
+from smlmtut.networks.deepstorm import DeepSTORM
 
-DENSITIES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # µm⁻²
-SEED, FRAMES, ATTEMPTS = 20261201, 2, 3
+DENSITIES = (0.5, 1.0, 2.0, 4.0, 8.0)  # µm⁻²
+SEED, FRAMES, ATTEMPTS = 20261201, 8, 2
 MODELS = ("engression-2d", "cddpm-2d")
 BUDGETS = (25, 50, 100, 200, 400, 800)  # sweeps of short chains, half of them burn-in
 
 
-def density_frames(density: float) -> tuple[dict[str, np.ndarray], int]:
-    """FRAMES frames of one density on the sensor of the reference, and the most emitters that one has."""
+def density_frames(density: float) -> dict[str, np.ndarray]:
+    """FRAMES frames of one density on the sensor of the reference, with their truth."""
     scene = replace(recipes.reference_scene(), density=density)
     generator = step_generator(SEED, round(10 * density))
     batch = draw_batch(scene, FRAMES, bakeoff.SHAPE, generator)
     camera, _ = camera_of(FRAMES, generator)
     adu = expose(batch.expected, camera, generator)
     maps = {name: torch.as_tensor(getattr(camera, name)).numpy() for name in ("gain", "offset", "read_variance")}
-    return {"adu": adu.clamp(min=0).numpy().astype(np.uint16), **maps}, int(batch.emitters.mask.sum(1).max())
+    true = batch.emitters
+    truth = {"u": true.u, "v": true.v, "photons": true.photons * true.mask}
+    arrays = {"adu": adu.clamp(min=0).numpy().astype(np.uint16), **maps}
+    return arrays | {f"truth_{name}": values.numpy() for name, values in truth.items()}
 
 
-def of_density(density: float) -> dict[str, float]:
-    """Seconds a frame until the certificate holds, and independent draws a second; 0 where it never does."""
-    frames, most = density_frames(density)
-    kind = Kind(0, 0, max(12, 2 * most, round(1.5 * density * AREA)), 400, 400, 5)
-    spent = 0.0
-    for attempt in range(ATTEMPTS):
-        began = time.perf_counter()
-        draws = run_chains(frames, kind, 4**attempt, step_generator(SEED, 1000 + attempt))
-        spent += (time.perf_counter() - began) / FRAMES
-        notes = [certificate(draws, i, *moments(draws, i)) for i in range(FRAMES)]
-        if not any(why_not(note) for note in notes):
-            size = float(np.mean([note["size"] for note in notes]))
-            return {"seconds": spent, "size": size, "draws a second": size / spent, "r_hat": worst(notes)}
-    return {"seconds": spent, "size": min(note["size"] for note in notes), "draws a second": 0.0, "r_hat": worst(notes)}
+def of_density(density: float, methods: dict[str, bakeoff.Method], phi: DeepSTORM) -> dict[str, dict[str, float]]:
+    """Seconds a frame of each; of the chains until they have the certificate or ATTEMPTS are spent, on how many frames
+    they have it, and their independent draws a second; the networks' energy regret, as KDEs, on those frames."""
+    rows = density_frames(density)
+    there = rows["truth_photons"] > 0
+    most = max(12, 2 * int(there.sum(1).max()), round(1.5 * density * AREA))
+    began = time.perf_counter()
+    solved = solve_part(rows, Kind(0, 0, most, 400, 400, 5), step_generator(SEED, 1000), ATTEMPTS)
+    spent = (time.perf_counter() - began) / FRAMES
+    notes = solved["notes"]
+    draws = solved["draws"][..., :-2].reshape(FRAMES, bakeoff.SAMPLES, 3, -1)
+    exact = {f"draw_{name}": draws[..., k, :] for k, name in enumerate(("u", "v", "photons"))}
+    frames = bakeoff.frames_from(rows | exact | {name: solved[name] for name in ("mean", "sd")}, phi)
+    good = [i for i, note in enumerate(notes) if not note["why_not"]]
+    found = {
+        "chains": {
+            "molecules": float(there.sum(1).mean()), "frames": FRAMES, "kept": len(good), "seconds": spent,
+            "draws a second": float(np.mean([note["size"] for note in notes])) / spent, "r_hat": worst(notes),
+        }
+    }  # fmt: skip
+    for name, method in methods.items():
+        samples, paid = bakeoff.drawn_of(method, frames, SEED)
+        found[name] = {"seconds": paid}
+        if good:
+            regret = against.energy_regret(bakeoff.as_kdes(samples)[good], frames.exact[good])
+            found[name] |= {"regret": regret.relative(), "error": regret.error()}
+    return found
 
 
 def worst(notes: list[dict[str, float]]) -> float:
     return max(note["r_hat"] for note in notes)
-
-
-def draws_a_second(method: bakeoff.Method, frames: bakeoff.Frames) -> float:
-    """Of a network, 64 for each of some frames."""
-    method(frames.part(slice(1)), 8, step_generator(0, 0))
-    began = time.perf_counter()
-    method(frames, bakeoff.SAMPLES, step_generator(0, 1))
-    return len(frames) * bakeoff.SAMPLES / (time.perf_counter() - began)
 
 
 def of_budget(rows: dict[str, np.ndarray], frames: bakeoff.Frames, kind: str, sweeps: int) -> dict[str, float]:
@@ -109,13 +118,16 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     phi = pretrained.load()
     methods = bakeoff.chosen(bakeoff.shipped(), MODELS)
-    found: dict = {"density": {}, "regret": {}, "threads": given.threads}
-    found["draws a second"] = {name: draws_a_second(m, bakeoff.prior_part(phi, 8)) for name, m in methods.items()}
-    print(found["draws a second"], flush=True)
+    found: dict = {"density": {}, "regret": {}}
+    if given.json and given.json.exists():
+        found |= json.loads(given.json.read_text(encoding="utf-8"))
+    found["threads"] = given.threads
     for density in given.densities:
-        found["density"][density] = row = of_density(density)
-        print(f"{density} /µm²: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
-    for kind in KINDS:
+        found["density"][str(density)] = row = of_density(density, methods, phi)
+        for name, numbers in row.items():
+            print(f"{density} /µm², {name}: " + ", ".join(f"{k} {x:.3g}" for k, x in numbers.items()), flush=True)
+        keep(found, given.json)
+    for kind in KINDS if given.most else ():
         frames = bakeoff.read_class(given.folder, "dev", kind, phi)
         if frames is None:
             continue
@@ -132,8 +144,13 @@ def main() -> None:
             }  # fmt: skip
         points = [*curve, *(row[name] for name in methods)]
         print(kind, "; ".join(f"{x['seconds']:.2f} s {x['regret']:.3f}" for x in points), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        keep(found, given.json)
+
+
+def keep(found: dict, path: Path | None) -> None:
+    """Write what there is so far."""
+    if path:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

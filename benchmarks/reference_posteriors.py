@@ -218,9 +218,14 @@ def against_grid(frames: dict[str, np.ndarray], i: int, draws: Draws) -> dict[st
     return {"grid_off": off, "grid_ratio": float(ratio), "grid_n": float(one.sum())}
 
 
-def solve_part(frames: dict[str, np.ndarray], name: str, generator: torch.Generator, attempts: int = 2) -> dict:
-    """Draws, moments and certificates of the frames; those that fail get chains four times as long, once."""
-    kind, count = KINDS[name], len(frames["adu"])
+def solve_part(
+    frames: dict[str, np.ndarray], kind: Kind, generator: torch.Generator, attempts: int = 2, grid: bool = False
+) -> dict:
+    """Draws, moments and certificates of the frames; those that fail get chains four times as long, once.
+
+    grid: hold them against the grid posterior of one emitter, too.
+    """
+    count = len(frames["adu"])
     out: dict[str, list] = {"draws": [None] * count, "mean": [None] * count, "sd": [None] * count, "p": [None] * count}
     notes: list[dict] = [{} for _ in range(count)]
     todo = list(range(count))
@@ -230,7 +235,7 @@ def solve_part(frames: dict[str, np.ndarray], name: str, generator: torch.Genera
         for k, i in enumerate(todo):
             mean, sd = moments(draws, k)
             notes[i] = certificate(draws, k, mean, sd) | {"attempt": attempt + 1}
-            if name == "lone":
+            if grid:
                 notes[i] |= against_grid(some, k, draws)
             notes[i]["why_not"] = why_not(notes[i])
             number = inside_count(draws, k)
@@ -308,7 +313,7 @@ def make(
         own = some[0][3]
         frames = [make_part(name, PART, step_generator(own, place)) for place in places]
         seen = {key: np.concatenate([part[key] for part in frames]) for key in SEEN}
-        solved = solve_part(seen, name, step_generator(own, places[0], 1))
+        solved = solve_part(seen, KINDS[name], step_generator(own, places[0], 1), grid=name == "lone")
         notes = solved.pop("notes")
         spent = (time.perf_counter() - began) / len(notes)
         left = sum(map(len, missing[number + 1 :]))
