@@ -1,12 +1,13 @@
 """Which number tells that a frame is not of the kind that the networks know? AUROC of each score for each oddity.
 
-    python benchmarks/out_of_distribution.py --json smlmtut/results/out_of_distribution.json
+    python benchmarks/out_of_distribution.py --rivals runs/rivals --json smlmtut/results/out_of_distribution.json
 
 A score sees what a user has: the frame, its read variance and what the networks make of them. AUROC is the probability
 that an odd frame scores higher than an ordinary one; .5 is a coin. Ordinary frames are drawn from the training scene
 at 0.5–4 molecules per µm²; odd ones from the same scene with one thing changed. What a score says "given x and ŷ" is of
 the network that `localize` draws by; "given ŷ", of the published form, sampled in 100 calls as in its paper: that
-takes most of the time.
+takes most of the time. With the runs of `rivals.py`, two scores more: how far the members of the ensemble disagree, and
+how far from its training data SNGP takes the features of a frame to be.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks import rivals
 from benchmarks.reference_posteriors import SHAPE, camera_of
 from smlmtut._random import step_generator
 from smlmtut.diffusion.samplers import ancestral
@@ -37,6 +39,7 @@ from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, frame_input, sample_kde
 from smlmtut.networks.condition import fitted_kde
 from smlmtut.networks.deepstorm import DeepSTORM
+from smlmtut.networks.rivals import SNGP, Ensemble
 
 SEED = 20261130
 FINE = 5  # places along each side of a pixel at which the Airy pattern is summed
@@ -143,9 +146,10 @@ def scores(
     published: ConditionalDiffusion,
     samples: int,
     seed: int,
+    others: list[Ensemble | SNGP],
 ) -> dict[str, Tensor]:
-    """Each score of each frame, (B,). Spreads and squared distances are summed over the image, for each molecule that ŷ
-    holds.
+    """Each score of each frame, (B,). Variances and squared distances are summed over the image, for each molecule that
+    ŷ holds.
     """
     x, variance = pair
     with torch.no_grad():
@@ -171,7 +175,22 @@ def scores(
         "spread given ŷ": spread / molecules,
         "‖ŷ − mean given ŷ‖": distance / molecules,
         "‖fit − ŷ‖": (centre - y).double().square().sum((1, 2, 3)) / molecules,
-    }
+    } | {
+        "disagreement of an ensemble" if isinstance(network, Ensemble) else "distance by SNGP":
+            unsure(network, y, frame).double().sum((1, 2)) / molecules
+        for network in others
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def unsure(network: Ensemble | SNGP, y: Tensor, frame: Tensor) -> Tensor:
+    """What the network does not know for want of training, without the noise that it claims: variances (B, 4H, 4W)."""
+    if isinstance(network, Ensemble):
+        return network.each(y, frame)[0].var(1)
+    (_, scale, _), phi, _ = network.features(y, frame)
+    root = torch.linalg.cholesky(network.precision)
+    white = torch.linalg.solve_triangular(root, phi.double().movedim(1, 0).flatten(1), upper=False)
+    return scale[:, 0].square() * white.square().sum(0).reshape(len(phi), *y.shape[2:])
 
 
 def auroc(ordinary_: Tensor, odd: Tensor) -> tuple[float, float]:
@@ -191,16 +210,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--frames", type=int, default=30, help="of each kind")
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--rivals", type=Path, help="folder with the runs of rivals.py; none: without their scores")
     parser.add_argument("--json", type=Path, help="file that keeps the scores of all frames")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     phi, (sampler, _) = pretrained.load(), shipped_sampler()
     published = pretrained.load("cddpm-2d-published", kind=ConditionalDiffusion)
+    runs = {} if given.rivals is None else rivals.networks(given.rivals)
+    others = [network for network in runs.values() if isinstance(network, (Ensemble, SNGP))]
     found: dict[str, dict[str, Tensor]] = {}
     for k, (name, drawn) in enumerate([("ordinary", from_scene(ordinary())), *ODD.items()]):
         pair = drawn(given.frames, step_generator(SEED, k))
-        found[name] = scores(pair, phi, sampler, published, given.samples, SEED + k)
+        found[name] = scores(pair, phi, sampler, published, given.samples, SEED + k, others)
         print(name, {key: f"{float(value.median()):.3g}" for key, value in found[name].items()}, flush=True)
     areas = {
         odd: {
