@@ -415,9 +415,9 @@ def printed(scores: dict[str, dict[str, Scored]]) -> str:
     return "\n".join(out)
 
 
-def kept(scores: dict[str, dict[str, Scored]], path: Path) -> None:
+def kept(scores: dict[str, dict[str, Scored]], path: Path, names: Sequence[str] | None = None) -> None:
     """Write the scores and the frames' values as JSON, with four significant digits; what is in the file already and
-    not in the scores stays."""
+    not in the scores stays. names: of the frames' values; None: all."""
 
     def short(values: object) -> object:
         if isinstance(values, Tensor):
@@ -430,7 +430,7 @@ def kept(scores: dict[str, dict[str, Scored]], path: Path) -> None:
             clean = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
             old.setdefault(kind, {})[name] = {
                 "scores": {key: short(value) for key, value in clean.items()},
-                "frames": {key: short(value) for key, value in each.items()},
+                "frames": {key: short(value) for key, value in each.items() if names is None or key in names},
             }
     path.write_text(json.dumps(old, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import ablation, bakeoff, rivals
 
+FRAME_BY_FRAME = ("energy excess", "energy scale")  # what two methods are compared by on the same frames
 Rows = dict[str, dict[str, dict[str, dict[str, float]]]]  # class → method → "scores" → name → value
 
 
@@ -120,10 +121,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     methods = bakeoff.shipped() | ({} if given.runs is None else methods_in(given.runs))
     asked = bakeoff.frames_of(given.folder, given.part, given.most, tuple(given.kinds))
-    bakeoff.kept(bakeoff.table({}, asked), given.json)
+    bakeoff.kept(bakeoff.table({}, asked), given.json, FRAME_BY_FRAME)
     for name, method in bakeoff.chosen(methods, given.only).items():
         for kind, frames in asked.items():  # one by one, so that a run that is stopped keeps what it has
-            bakeoff.kept({kind: bakeoff.scored(name, method, frames, kind)}, given.json)
+            bakeoff.kept({kind: bakeoff.scored(name, method, frames, kind)}, given.json, FRAME_BY_FRAME)
         print(f"{name} is scored", flush=True)
     print(table(json.loads(given.json.read_text(encoding="utf-8"))))
 
