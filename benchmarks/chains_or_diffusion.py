@@ -6,7 +6,8 @@ Two curves, on one thread unless told otherwise, each computed anew where it is 
 (`--densities` without a number, `--most 0`):
   density   frames of one density, 0.5 to 8 emitters per µm²: the chains of `reference_posteriors.py`, longer until the
             certificate of `protocol.md` holds or ATTEMPTS are spent. Seconds of chains and networks, independent draws
-            of the chains a second, and the energy regret of the networks where the chains have the certificate
+            of the chains a second, and the energy regret of the networks and of importance sampling where the chains
+            have the certificate; the energy score of all against the truth
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
             beside that of the networks, whose draws are read as molecules; where a network lies below the line of the
             chains, it is the better one for the same time
@@ -35,6 +36,7 @@ from benchmarks.reference_posteriors import (
 )
 from smlmtut._random import step_generator
 from smlmtut.evaluation import against_exact as against
+from smlmtut.evaluation import energy_score
 from smlmtut.imaging.camera import expose
 from smlmtut.imaging.scenes import draw_batch
 from smlmtut.networks import pretrained, recipes
@@ -60,9 +62,10 @@ def density_frames(density: float) -> dict[str, np.ndarray]:
     return arrays | {f"truth_{name}": values.numpy() for name, values in truth.items()}
 
 
-def of_density(density: float, methods: dict[str, bakeoff.Method], phi: DeepSTORM) -> dict[str, dict[str, float]]:
+def of_density(density: float, methods: dict[str, bakeoff.Method], phi: DeepSTORM) -> dict[str, dict]:
     """Seconds a frame of each; of the chains until they have the certificate or ATTEMPTS are spent, on how many frames
-    they have it, and their independent draws a second; the networks' energy regret, as KDEs, on those frames."""
+    they have it, and their independent draws a second; on those frames the energy regret of the networks, as KDEs, and
+    of importance sampling from the modes; on all frames everybody's energy score against the truth."""
     rows = density_frames(density)
     there = rows["truth_photons"] > 0
     most = max(12, 2 * int(there.sum(1).max()), round(1.5 * density * AREA))
@@ -74,17 +77,19 @@ def of_density(density: float, methods: dict[str, bakeoff.Method], phi: DeepSTOR
     exact = {f"draw_{name}": draws[..., k, :] for k, name in enumerate(("u", "v", "photons"))}
     frames = bakeoff.frames_from(rows | exact | {name: solved[name] for name in ("mean", "sd")}, phi)
     good = [i for i, note in enumerate(notes) if not note["why_not"]]
-    found = {
+    found: dict[str, dict] = {
         "chains": {
             "molecules": float(there.sum(1).mean()), "frames": FRAMES, "kept": len(good), "seconds": spent,
             "draws a second": float(np.mean([note["size"] for note in notes])) / spent, "r_hat": worst(notes),
+            "score": energy_score(frames.exact, frames.truth).tolist(),
         }
     }  # fmt: skip
-    for name, method in methods.items():
+    for name, method in {**methods, "modes": bakeoff.modes(most)}.items():
         samples, paid = bakeoff.drawn_of(method, frames, SEED)
-        found[name] = {"seconds": paid}
+        samples = samples if name == "modes" else bakeoff.as_kdes(samples)
+        found[name] = {"seconds": paid, "score": energy_score(samples, frames.truth).tolist()}
         if good:
-            regret = against.energy_regret(bakeoff.as_kdes(samples)[good], frames.exact[good])
+            regret = against.energy_regret(samples[good], frames.exact[good])
             found[name] |= {"regret": regret.relative(), "error": regret.error()}
     return found
 
@@ -125,7 +130,8 @@ def main() -> None:
     for density in given.densities:
         found["density"][str(density)] = row = of_density(density, methods, phi)
         for name, numbers in row.items():
-            print(f"{density} /µm², {name}: " + ", ".join(f"{k} {x:.3g}" for k, x in numbers.items()), flush=True)
+            shown = {key: np.mean(x) for key, x in numbers.items()}
+            print(f"{density} /µm², {name}: " + ", ".join(f"{k} {x:.3g}" for k, x in shown.items()), flush=True)
         keep(found, given.json)
     for kind in KINDS if given.most else ():
         frames = bakeoff.read_class(given.folder, "dev", kind, phi)
