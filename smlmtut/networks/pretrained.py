@@ -23,7 +23,7 @@ SHA256 = {  # name of shipped weights: SHA-256 of FOLDER / name.safetensors
     "cddpm-2d": "122a62635d182431010b4e7bce192e8ba8ac5261984312efb85fe87d060ee3f3",
     "cddpm-2d-published": "24ca1059113c3bb21ca2a97a928c6258c931991992f06f7fe3b92c1f36d450b5",
     "gaussian-2d": "9b3c03dd65abae297f0b9230684f056700fbe0835a5b61648b5ba61fd15f7f69",
-    "engression-2d": "3c83dbb3ce510911407458466ffb088f0d9e67e7d6c10192a465ac2dd205bef7",
+    "engression-2d": "77f4749b416d0a61423bd8b5d638a77b8d9c7a3873d2721dd066a6733849c3f2",
     "emitters-2d": "223c75a8490856d07dd4144196729d242e78d17cdfe65b1d05c30733dfcad00e",
 }
 

@@ -101,7 +101,7 @@ def seeded(kind: Callable[..., Network], **architecture) -> Callable[[int], Netw
 SHIPPED_DIFFUSION = TrainingSettings(
     steps=6_000, batch=32, learning_rate=1.5e-3, warmup=300, ema=0.999, clip=10.0, seed=2027
 )
-SHIPPED_ENGRESSION = replace(SHIPPED_DIFFUSION, steps=1500, seed=2101)
+SHIPPED_ENGRESSION = replace(SHIPPED_DIFFUSION, seed=2101)
 PUBLISHED_DIFFUSION = replace(SHIPPED_DIFFUSION, clip=1.0)
 PUBLISHED_FORM = {"form": "published", "kind": "noise", "attention": True}
 
