@@ -4,10 +4,9 @@
 
 Two curves, on one thread unless told otherwise, each computed anew where it is asked for and kept where it is not
 (`--densities` without a number, `--most 0`):
-  density   frames of one density, 0.5 to 8 emitters per µm²: the chains of `reference_posteriors.py`, longer until the
-            certificate of `protocol.md` holds or ATTEMPTS are spent. Seconds of chains and networks, independent draws
-            of the chains a second, and the energy regret of the networks and of importance sampling where the chains
-            have the certificate; the energy score of all against the truth
+  density   frames of one density, 0.5 to 8 emitters per µm²: 16 chains of 2400 sweeps, as in the first attempt of
+            `reference_posteriors.py`, and on how many frames they get its certificate; seconds of chains, networks and
+            importance sampling from the modes; their energy regret on these frames, their score against the truth on all
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
             beside that of the networks, whose draws are read as molecules; where a network lies below the line of the
             chains, it is the better one for the same time
@@ -43,7 +42,7 @@ from smlmtut.networks import pretrained, recipes
 from smlmtut.networks.deepstorm import DeepSTORM
 
 DENSITIES = (0.5, 1.0, 2.0, 4.0, 8.0)  # µm⁻²
-SEED, FRAMES, ATTEMPTS = 20261201, 8, 2
+SEED, FRAMES, ATTEMPTS = 20261201, 8, 1
 MODELS = ("engression-2d", "cddpm-2d")
 BUDGETS = (25, 50, 100, 200, 400, 800)  # sweeps of short chains, half of them burn-in
 
@@ -63,9 +62,9 @@ def density_frames(density: float) -> dict[str, np.ndarray]:
 
 
 def of_density(density: float, methods: dict[str, bakeoff.Method], phi: DeepSTORM) -> dict[str, dict]:
-    """Seconds a frame of each; of the chains until they have the certificate or ATTEMPTS are spent, on how many frames
-    they have it, and their independent draws a second; on those frames the energy regret of the networks, as KDEs, and
-    of importance sampling from the modes; on all frames everybody's energy score against the truth."""
+    """Seconds a frame of each; on how many frames the chains have the certificate, and their independent draws a
+    second; on those frames the energy regret of the networks, as KDEs, and of importance sampling from the modes; on
+    all frames everybody's energy score against the truth."""
     rows = density_frames(density)
     there = rows["truth_photons"] > 0
     most = max(12, 2 * int(there.sum(1).max()), round(1.5 * density * AREA))
