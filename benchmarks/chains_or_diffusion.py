@@ -6,7 +6,7 @@ Two curves, on one thread unless told otherwise, each computed anew where it is 
 (`--densities` without a number, `--most 0`):
   density   frames of one density, 0.5 to 8 emitters per µm²: 16 chains of 2400 sweeps, as in the first attempt of
             `reference_posteriors.py`, and on how many frames they get its certificate; seconds of chains, networks and
-            importance sampling from the modes; their energy regret on these frames, their score against the truth on all
+            importance sampling from the modes; their regret on these frames, their score against the truth on all
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
             beside that of the networks, whose draws are read as molecules; where a network lies below the line of the
             chains, it is the better one for the same time
