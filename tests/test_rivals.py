@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks import bakeoff
+from benchmarks import bakeoff, out_of_distribution
 from benchmarks import rivals as runs
 from smlmtut._random import step_generator
 from smlmtut.evaluation import energy_score
@@ -356,6 +356,8 @@ def test_samples_are_coherent_draws_of_the_weights(monkeypatch):
     flat = (scale * phi)[0, :, 0].double()
     mean = 3 + flat.T @ network.beta.detach().double()
     covariance = flat.T @ torch.linalg.inv(network.precision) @ flat
+    distance = out_of_distribution.unsure(network, phi, phi)[0, 0]  # what is not the noise of the pixels
+    torch.testing.assert_close(distance, covariance.diag(), rtol=1e-5, atol=0)
     covariance = covariance + (scale * sd).double().square().flatten().diag()
     error = ((covariance.square() + covariance.diag()[:, None] * covariance.diag()) / 40_000).sqrt()
     assert bool(((torch.cov(drawn.T) - covariance).abs() < 5 * error).all())
