@@ -4,6 +4,8 @@
     python benchmarks/final_table.py --part test --runs runs --json final.json  # and the runs that ended in a folder
     python benchmarks/final_table.py --read final.json                          # the table again, without a run
 
+What the file has already is not asked again.
+
 Rows are in the order of the protocol; ± is a bootstrap error over the frames, and a star marks an aim that is met. Runs
 of one form or rival that differ in their seed alone share a column: the mean of their scores, the smallest and the
 largest.
@@ -121,9 +123,12 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     methods = bakeoff.shipped() | ({} if given.runs is None else methods_in(given.runs))
     asked = bakeoff.frames_of(given.folder, given.part, given.most, tuple(given.kinds))
-    bakeoff.kept(bakeoff.table({}, asked), given.json, FRAME_BY_FRAME)
+    if not given.json.exists():
+        bakeoff.kept(bakeoff.table({}, asked), given.json, FRAME_BY_FRAME)
     for name, method in bakeoff.chosen(methods, given.only).items():
-        for kind, frames in asked.items():  # one by one, so that a run that is stopped keeps what it has
+        for kind, frames in asked.items():  # one by one, so that a run that is stopped goes on where it was
+            if name in json.loads(given.json.read_text(encoding="utf-8")).get(kind, {}):
+                continue
             bakeoff.kept({kind: bakeoff.scored(name, method, frames, kind)}, given.json, FRAME_BY_FRAME)
         print(f"{name} is scored", flush=True)
     print(table(json.loads(given.json.read_text(encoding="utf-8"))))
