@@ -233,6 +233,9 @@ def score(samples: Tensor, frames: Frames, kind: str) -> tuple[dict[str, float],
             against.log_error_bar(x[seen], frames.sd[seen], core[seen])
             for x in (samples, samples[:, ::2], samples[:, 1::2])
         )
+        out["frames without an error bar"] = int(bars.isinf().sum())  # all of whose samples agree: ln 0
+        some = bars.isfinite() & first.isfinite() & second.isfinite()
+        bars, first, second = bars[some], first[some], second[some]
         own = (first - second) / 2  # has the variance that the method's own samples, so few, add to `bars`
         put(out, "error bar bias", bars)
         scatter = lambda i: float((bars[i].var() - own[i].square().mean()).clamp(min=0).sqrt())  # noqa: E731

@@ -220,6 +220,10 @@ def test_the_scatter_of_error_bars_is_free_of_what_few_samples_add():
     off, _ = bakeoff.score(mean + wrong * (draws - mean), known, "lone")
     assert found["error bar scatter"] < 0.06
     assert off["error bar scatter"] == pytest.approx(0.2, abs=0.04)
+    one, _ = bakeoff.score(torch.cat([mean[:1].expand_as(draws[:1]), draws[1:]]), known, "lone")
+    rest, _ = bakeoff.score(draws[1:], known.part(slice(1, None)), "lone")
+    assert one["frames without an error bar"] == 1 and found["frames without an error bar"] == 0
+    assert one["error bar bias"] == rest["error bar bias"] and one["error bar scatter"] == rest["error bar scatter"]
 
 
 def test_the_spread_is_that_of_the_draws():
