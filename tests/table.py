@@ -14,10 +14,11 @@ from smlmtut.diffusion import NoiseSchedule, ancestral, ddim, dpm_solver, elbo, 
 from smlmtut.diffusion.gaussian_mixture import GaussianMixture
 from smlmtut.diffusion.samplers import sample
 from smlmtut.diffusion.schedule import from_log_snr, log_snr
-from smlmtut.estimation import closed_forms, fisher, fit, joint, likelihood, spots
+from smlmtut.estimation import beads, closed_forms, fisher, fit, joint, likelihood, spots
 from smlmtut.evaluation import against_exact, calibration, localization, proper_scores, resolution
 from smlmtut.imaging import blinking, first_guess, kde, scenes, simulate, structures
 from smlmtut.imaging.camera import Camera, expose, saturated, to_photoelectrons
+from smlmtut.imaging.measured_psf import MeasuredPSF
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons, pixel_integral, pixel_integral_gradient, rate_gradient
 from smlmtut.networks import conformal, emitter_set, engression, inputs, recipes, rivals
 from smlmtut.networks.cddpm import ConditionalDiffusion, DiffusionBatch, frame_input, pixel_weight, sample_kde
@@ -121,6 +122,14 @@ def table(device: str = "cpu") -> list[Row]:
             {"position": two.u, "sigma": some(2, 3)},
             anything=("position",),
         )
+    bead = expected_photons(one_emitter, ROUND, (9, 9))[0]
+    measured = lambda psf: rate_gradient(two, psf, (9, 9))  # noqa: E731
+    row(
+        "measured_psf.MeasuredPSF",
+        lambda samples: measured(MeasuredPSF(samples, 2)),
+        {"samples": 4 * bead / bead.sum()},
+    )
+    row("measured_psf.MeasuredPSF.from_image", lambda image: measured(MeasuredPSF.from_image(image)), {"image": bead})
     row("psf.expected_photons", partial(expected_photons, two, ROUND, (9, 9)), {"background": noise})
     row("psf.rate_gradient", lambda sigma: rate_gradient(two, PSF(sigma), (9, 9)), {"sigma": some(2, 3)})
     row("camera.Camera", Camera, {name: some(9, 9) for name in ("gain", "offset", "read_variance")})
@@ -218,6 +227,12 @@ def table(device: str = "cpu") -> list[Row]:
         "joint.fit_emitters",
         partial(joint.fit_emitters, start=one_emitter),
         {"frames": frames, "read_variance": noise},
+    )
+    stack = expected_photons(Emitters(some(5, 1) + 3, some(5, 1) + 3, 0 * some(5, 1) + 5000), ROUND, (9, 9), 5.0)
+    row(
+        "beads.psf_of_beads",
+        lambda stack, read_variance: measured(beads.psf_of_beads(stack, 2, read_variance=read_variance)),
+        {"stack": stack, "read_variance": noise},
     )
     row("spots.find_spots", spots.find_spots, {"frames": frames})
     row("spots.cut_spots", partial(spots.cut_spots, size=5), {"frames": frames, "found": tensor([[0, 4, 4]])})

@@ -61,8 +61,8 @@ def train_deepstorm(
 ) -> None:
     """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
 
-    With --scene the frames are drawn from that file's pixel size, PSF, photons, background and density instead, as a
-    round PSF. The weights keep the numbers of their scene, in photo-electrons, and `smlmtut localize` warns of movies
+    With --scene the frames are drawn from that file's pixel size, PSF, photons, background and density instead. The
+    weights keep the numbers of their scene, in photo-electrons, and `smlmtut localize` warns of movies
     outside of it. With --start the training goes on from trained weights of the same architecture: give it fewer
     --steps and a lower --learning-rate.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._validate import finite, instance, non_negative, tensor
 from ..imaging.camera import Camera, check_frame_size
-from ..imaging.psf import PSF, Emitters, expected_photons, rate_gradient
+from ..imaging.psf import AnyPSF, Emitters, expected_photons, rate_gradient
 from .closed_forms import mortensen_least_squares, mortensen_mle, rieger_stallinga, thompson
 from .mixture import mixture
 
@@ -133,7 +133,7 @@ def bound(information: Tensor) -> Tensor:
 
 def localization_bound(
     emitters: Emitters,
-    psf: PSF,
+    psf: AnyPSF,
     camera: Camera,
     shape: tuple[int, int],
     background: float | Tensor = 0.0,

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .._memory import fitting
-from .._validate import device_here, finite, floating, non_negative, number, positive, tensor, whole
-from ..imaging.psf import pixel_factors
+from .._validate import device_here, finite, floating, instance, non_negative, number, positive, tensor, whole
+from ..imaging.psf import PSF, AnyPSF, Emitters, expected_photons, pixel_factors, rate_gradient
 
 PARAMETERS = ("u", "v", "photons", "background", "sigma")
+WIDTHS = ("sigma_u", "sigma_v")  # instead of sigma, for an elliptic Gaussian
 
 # What ∂ω/∂θ is made of along a row or column: the pixel integral, its derivatives by position and sigma, and one.
 _E, _D, _S, _ONE = range(4)
@@ -40,7 +41,7 @@ class Fit:
 
     parameters: names of the P fitted parameters, in the order of the columns of estimate and sd.
     estimate: (B, P): u, v in pixels from the centre of the spot's pixel (0, 0); photons in photo-electrons;
-        background in photo-electrons per pixel; sigma (if fitted) in pixels.
+        background in photo-electrons per pixel; sigma, or sigma_u and sigma_v (if fitted), in pixels.
     sd: (B, P) claimed standard deviations, the Cramér–Rao bound at the estimate; inf where it does not exist.
     deviance: (B,) 2 Σ [x' log(x'/ω') − (x' − ω')]; a pixel with x' ≤ 0 adds 2 (ω' − x'), as likelihood.deviance.
     chi_square: (B,) Σ (x' − ω')²/ω', whose mean is the number of pixels minus P if the model holds.
@@ -73,17 +74,20 @@ def fit_spots(
     fit_sigma: bool = False,
     read_variance: float | Tensor = 0.0,
     *,
+    psf: AnyPSF | None = None,
     start: Tensor | None = None,
     tolerance: float = 1e-2,
     max_iterations: int = 50,
     chunk: int | None = None,
     device: torch.device | str | None = None,
 ) -> Fit:
-    """Fit one Gaussian emitter and a flat background to every spot.
+    """Fit one emitter and a flat background to every spot, with a round Gaussian PSF or the one given.
 
     spots: (B, h, w) photo-electrons, float32 or float64, which is also the type of the arithmetic.
     sigma: PSF standard deviation in pixels; where the search starts, if fit_sigma.
     read_variance: photo-electrons²: a float, (h, w) or (B, h, w) (a crop of the sensor's map for every spot).
+    psf: another PSF than the round Gaussian; sigma then is not used, and fit_sigma fits both widths of a PSF from the
+        two numbers that it has. Slower: the sums are taken pixel by pixel.
     start: (B, P) first guess; None: border mean, sum and centroid.
     tolerance: a fit has converged when its next step is below this share of the claimed sd in every parameter.
     chunk: number of spots fitted at a time, which bounds the memory: about 8 kB a spot in float32 for 11 × 11 pixels.
@@ -103,7 +107,7 @@ def fit_spots(
     whole("max_iterations", max_iterations)
     device = spots.device if device is None else device_here("device", device)
     each = spots.element_size() * (8 * height * width + 40 * (height + width) + 150)  # bytes a spot, at most
-    own = fitting(8192 if device.type == "cpu" else 262144, each, device)
+    own = fitting(8192 if device.type == "cpu" or psf is not None else 262144, each, device)
     chunk = whole("chunk", own if chunk is None else chunk)
     variance = tensor("read_variance", non_negative("read_variance", read_variance)).to(spots)
     if tuple(variance.shape) not in ((), (height, width), (count, height, width)):
@@ -111,7 +115,11 @@ def fit_spots(
             f"read_variance must be a number or have shape {(height, width)} or {(count, height, width)}, "
             f"got {tuple(variance.shape)}"
         )
-    names = PARAMETERS if fit_sigma else PARAMETERS[:4]
+    model = sigma if psf is None else instance("psf", psf, AnyPSF)
+    if fit_sigma and not isinstance(model, float | PSF):
+        raise ValueError(f"fit_sigma must be False for a {type(psf).__name__}, which has no sigma, got {fit_sigma}")
+    widths = [float(number("psf.sigma", x)) for x in psf.sigmas] if fit_sigma and isinstance(psf, PSF) else []
+    names = PARAMETERS[:4] + WIDTHS if widths else PARAMETERS[: 4 + fit_sigma]
     start = None if start is None else tensor("start", start)
     if start is not None and tuple(start.shape) != (count, len(names)):
         raise ValueError(f"start must have shape {(count, len(names))} for {names}, got {tuple(start.shape)}")
@@ -125,11 +133,15 @@ def fit_spots(
         if bool(impossible.any()):
             worst = x[impossible].min().item()
             raise ValueError(f"spots must not be negative where read_variance is 0, got {worst:g} photo-electrons")
-        guess = finite("start", start[rows].to(x)) if start is not None else first_guess(x, sigma, fit_sigma)
-        _fit_chunk(fit, first, x, var, guess, sigma, tolerance, max_iterations)
+        if start is not None:
+            guess = finite("start", start[rows].to(x))
+        else:
+            guess = first_guess(x, sigma, fit_sigma and not widths)
+            guess = torch.cat([guess, guess.new_tensor(widths).expand(len(x), -1)], 1)
+        _fit_chunk(fit, first, x, var, guess, model, tolerance, max_iterations)
         counts = x + var  # x'
         if bool((counts < 0).any()):  # the search keeps the term x' log ω' there, the deviance leaves it out
-            rate = _rate(fit.estimate[rows].to(x).T, _last(var, x), sigma)[0].permute(2, 0, 1)
+            rate = _rate(fit.estimate[rows].to(x).T, _last(var, x), model)[0].permute(2, 0, 1)
             fit.deviance[rows] += 2 * (counts.clamp(max=0) * rate.log()).sum((1, 2)).to(fit.deviance.device)
     return fit
 
@@ -156,7 +168,14 @@ def _empty(count: int, names: tuple[str, ...], like: Tensor) -> Fit:
 
 
 def _fit_chunk(
-    fit: Fit, first: int, spots: Tensor, variance: Tensor, guess: Tensor, sigma: float, tolerance: float, steps: int
+    fit: Fit,
+    first: int,
+    spots: Tensor,
+    variance: Tensor,
+    guess: Tensor,
+    sigma: float | AnyPSF,
+    tolerance: float,
+    steps: int,
 ) -> None:
     """Damped Fisher scoring on one chunk; fills its rows of fit. A spot leaves the loop when it is done."""
     height, width = spots.shape[1:]
@@ -216,16 +235,16 @@ def _last(variance: Tensor, spots: Tensor) -> Tensor:
 
 
 def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Smallest and largest allowed value of every parameter, (5, B or 1) and (5, 1)."""
+    """Smallest and largest allowed value of every parameter, (6, B or 1) and (6, 1)."""
     tiny, least = 1e-3, var.amin((0, 1))  # photo-electrons: keeps ω' > 0 where there is no read noise
     floor = torch.where(least > 2 * tiny, -least / 2, tiny)  # (B or 1,)
-    low = torch.stack([torch.full_like(floor, x) for x in (-1.0, -1.0, tiny, 0.0, 0.2)])
+    low = torch.stack([torch.full_like(floor, x) for x in (-1.0, -1.0, tiny, 0.0, 0.2, 0.2)])
     low[3] = floor
-    high = var.new_tensor([width, height, math.inf, math.inf, max(height, width)])[:, None]
-    return low, high
+    largest = max(height, width)
+    return low, var.new_tensor([width, height, math.inf, math.inf, largest, largest])[:, None]
 
 
-def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float | AnyPSF) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Deviance (B,), chi-square (B,), score (P, B) and Fisher information (P, P, B) at theta (P, B).
 
     Where x' ≤ 0 the deviance here keeps the term −2 x' log ω', so that −2 times the score is its gradient.
@@ -236,6 +255,15 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tens
     excess = residual * weight  # x'/ω' − 1; its log1p keeps digits that log(x'/ω') loses in bright pixels
     deviance = 2 * (x * torch.log1p(torch.where(x > 0, excess, weight - 1)) - residual).sum((0, 1))
     chi_square = (residual * excess).sum((0, 1))
+    if not isinstance(sigma, float | int):
+        names = ("u", "v", "photons", *WIDTHS[: len(theta) - 4], "background")
+        emitters, psf = _emitters(theta, sigma)
+        gradient = rate_gradient(emitters, psf, (x.shape[0], x.shape[1]), names)[
+            :, [0, 1, 2, -1, *range(3, len(theta) - 1)]
+        ]
+        gradient = gradient.permute(1, 2, 3, 0)  # (P, h, w, B)
+        information = torch.einsum("phwb,qhwb->pqb", gradient * weight, gradient)
+        return deviance, chi_square, (gradient * excess).sum((1, 2)), information
     by_column = _sum_columns(excess, columns)  # (4, h, B)
     pairs = torch.stack([columns[i] * columns[j] for i, j in _PAIRS])  # (10, w, B)
     weight_by_column = _sum_columns(weight, pairs)  # (10, h, B)
@@ -254,9 +282,18 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float) -> tuple[Tens
     return deviance, chi_square, score * scale, information * scale * scale[:, None]
 
 
-def _rate(theta: Tensor, var: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """ω' (h, w, B), and the factors along a row (4, w, B) and a column (4, h, B): e, d, s, 1."""
+def _emitters(theta: Tensor, psf: AnyPSF) -> tuple[Emitters, AnyPSF]:
+    """The emitter of each spot, and the PSF with the widths of theta where it has any."""
+    columns = theta[..., None]  # (P, B, 1)
+    return Emitters(columns[0], columns[1], columns[2]), PSF(columns[4], columns[5]) if len(theta) == 6 else psf
+
+
+def _rate(theta: Tensor, var: Tensor, sigma: float | AnyPSF) -> tuple[Tensor, Tensor, Tensor]:
+    """ω' (h, w, B), and for a round Gaussian the factors along a row (4, w, B) and a column (4, h, B): e, d, s, 1."""
     u, v, photons, background = theta[:4]
+    if not isinstance(sigma, float | int):
+        light = expected_photons(*_emitters(theta, sigma), (var.shape[0], var.shape[1]))
+        return light.permute(1, 2, 0) + background + var, theta, theta
     spread = theta[4] if len(theta) == 5 else torch.full_like(u, sigma)
     columns, rows = _factors(u, spread, var.shape[1]), _factors(v, spread, var.shape[0])
     return torch.addcmul(background + var, photons * rows[0][:, None], columns[0][None]), columns, rows

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validate import finite, floating, instance, non_negative, positive, tensor, whole
-from ..imaging.psf import Emitters, pixel_factors
+from ..imaging.psf import AnyPSF, Emitters, expected_photons, pixel_factors, rate_gradient
 
 Limits = tuple[float, float]
 ROUNDINGS = 10  # by which a deviance may rise and count as not risen, in units of its rounding error
@@ -67,6 +67,7 @@ def fit_emitters(
     sigma: Limits = (0.92, 1.08),
     position: tuple[float, float, float, float] | None = None,
     *,
+    psf: AnyPSF | None = None,
     tolerance: float = 1e-2,
     max_iterations: int = 30,
 ) -> JointFit:
@@ -76,6 +77,7 @@ def fit_emitters(
         (H, W) or (B, H, W). photons, background, sigma: limits of a uniform prior, which the mode keeps; the
         information has that of a normal prior with the same variance. position: (u_low, u_high, v_low, v_high); None:
         up to 3 px beyond the frame.
+    psf: a known PSF instead of a Gaussian of one free sigma; the result's sigma then is NaN.
     tolerance: a frame has converged when no step is larger than this share of its sd. max_iterations: of each frame.
     Returns a JointFit in the type of frames, its information in float64.
     Raises ValueError for a value that is not finite, a wrong shape, or limits that are not increasing.
@@ -97,7 +99,8 @@ def fit_emitters(
         raise ValueError(f"position must be (u_low, u_high, v_low, v_high), increasing, got {position}")
     own = [(left, right), (top, bottom), photons] * start.u.shape[1]
     limits = frames.new_tensor([*own, background, sigma])
-    model = _Model(frames, variance, start.to(frames.device, frames.dtype), limits)
+    psf = None if psf is None else instance("psf", psf, AnyPSF)
+    model = _Model(frames, variance, start.to(frames.device, frames.dtype), limits, psf)
     return model.fit(tolerance, whole("max_iterations", max_iterations))
 
 
@@ -112,15 +115,15 @@ def checked_limits(name: str, limits: Limits) -> Limits:
 class _Model:
     """Frames, limits, and which parameters there are. theta: (B, P)."""
 
-    def __init__(self, frames: Tensor, variance: Tensor, start: Emitters, limits: Tensor) -> None:
+    def __init__(self, frames: Tensor, variance: Tensor, start: Emitters, limits: Tensor, psf: AnyPSF | None) -> None:
         self.variance = variance.expand_as(frames)
-        self.counts, self.start = frames + self.variance, start
+        self.counts, self.start, self.psf = frames + self.variance, start, psf
         self.low, self.high = limits.T
         first = torch.stack([start.u, start.v, start.photons], -1).flatten(1)
         batch = len(frames)
         self.theta = torch.cat([first, limits[-2:].mean(1).expand(batch, 2)], 1).clamp(self.low, self.high)
         present = start.mask.repeat_interleave(3, 1)
-        self.free = torch.cat([present, present.new_ones(batch, 2)], 1)  # (B, P)
+        self.free = torch.cat([present, present.new_tensor([True, psf is None]).expand(batch, 2)], 1)  # (B, P)
         self.prior = 12 / (self.high - self.low).double().square()  # of a uniform distribution's variance
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,6 +131,11 @@ class _Model:
         batch, emitters = len(theta), self.start.u.shape[1]
         u, v, photons = theta[:, :-2].reshape(batch, emitters, 3).unbind(-1)
         photons = photons * self.start.mask
+        if self.psf is not None:
+            shape, found = (self.counts.shape[1], self.counts.shape[2]), Emitters(u, v, photons, self.start.mask)
+            own = rate_gradient(found, self.psf, shape, ("u", "v", "photons", "background"))
+            gradient = torch.cat([own, torch.zeros_like(own[:, :1])], 1)
+            return self._compared(theta, expected_photons(found, self.psf, shape), gradient)
         width = theta[:, -1:].expand_as(u).flatten()
         height_size, width_size = self.counts.shape[1:]
         along_u, along_v = (
@@ -140,8 +148,12 @@ class _Model:
         scale = photons[..., None, None]
         own = torch.stack([scale * by_place[0], scale * by_place[1], light], 2).flatten(1, 2)  # (B, 3E, H, W)
         by_sigma = (scale * (outer(along_v[0], along_u[2]) + outer(along_v[2], along_u[0]))).sum(1, keepdim=True)
-        gradient = torch.cat([own, torch.ones_like(by_sigma), by_sigma], 1).flatten(2)  # (B, P, HW)
-        rate = ((scale * light).sum(1) + theta[:, -2, None, None] + self.variance).clamp(min=1e-3).flatten(1)
+        return self._compared(theta, (scale * light).sum(1), torch.cat([own, torch.ones_like(by_sigma), by_sigma], 1))
+
+    def _compared(self, theta: Tensor, light: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As evaluate, of the emitters' light (B, H, W) and its gradient (B, P, H, W)."""
+        gradient = gradient.flatten(2)  # (B, P, HW)
+        rate = (light + theta[:, -2, None, None] + self.variance).clamp(min=1e-3).flatten(1)
         counts = self.counts.flatten(1)
         deviance = 2 * (rate - counts * rate.log()).sum(1)
         score = torch.einsum("bpk,bk->bp", gradient, counts / rate - 1)
@@ -182,7 +194,8 @@ class _Model:
         theta, deviance, _, information = best
         u, v, photons = theta[:, :-2].unflatten(1, (-1, 3)).unbind(-1)
         found = Emitters(u, v, photons * self.start.mask, self.start.mask)
-        return JointFit(found, theta[:, -2], theta[:, -1], deviance, self.with_prior(information), converged)
+        sigma = theta[:, -1] if self.psf is None else torch.full_like(theta[:, -1], torch.nan)
+        return JointFit(found, theta[:, -2], sigma, deviance, self.with_prior(information), converged)
 
     def part(self, rows: Tensor) -> "_Model":
         """The same for some of the frames."""

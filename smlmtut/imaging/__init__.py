@@ -1,6 +1,7 @@
 """From emitters to frames, and to kernel density estimates.
 
 psf            expected photo-electrons of point emitters (Eq. 10 and 11) and their derivatives
+measured_psf   a PSF from the image of a bead
 camera         raw frames from them, and back: an sCMOS camera, pixel by pixel
 kde            kernel density estimates, their peaks, and rendered tables
 first_guess    the peaks of an image as emitters
@@ -15,6 +16,7 @@ Where a tensor is wanted an array of numpy will do; results are tensors.
 
 from .camera import Camera, expose, to_photoelectrons
 from .kde import kde_image, to_coordinates
+from .measured_psf import MeasuredPSF
 from .psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
 from .scenes import Scene, draw_batch
 
@@ -22,6 +24,7 @@ __all__ = [
     "PSF",
     "Camera",
     "Emitters",
+    "MeasuredPSF",
     "Scene",
     "draw_batch",
     "expected_photons",

@@ -9,7 +9,7 @@ from torch import Tensor
 from .._validate import floating, image_shape, instance, non_negative, number, positive, whole
 from .camera import Camera
 from .distributions import Distribution, Uniform, draw, lowest
-from .psf import PSF, Emitters, present_mask
+from .psf import AnyPSF, Emitters, present_mask
 from .simulate import frames as expose_frames
 
 
@@ -113,7 +113,7 @@ def blink(u: Tensor, v: Tensor, kinetics: Kinetics, frames: int, generator: torc
 
 def movie(
     flashes: Flashes,
-    psf: PSF,
+    psf: AnyPSF,
     camera: Camera,
     shape: tuple[int, int],
     background: float,

@@ -1,8 +1,9 @@
-"""The expected image of point emitters: a Gaussian integrated over square pixels (Eq. 10 and 11)."""
+"""The expected image of point emitters: a Gaussian integrated over square pixels (Eq. 10 and 11), or another PSF."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,25 @@ from torch import Tensor
 from .. import _validate as valid
 
 EMITTER_PARAMETERS = ("u", "v", "photons", "sigma", "sigma_u", "sigma_v")
+
+
+@runtime_checkable
+class AnyPSF(Protocol):
+    """What expected_photons and rate_gradient need of a PSF. `PSF` and `measured_psf.MeasuredPSF` have it.
+
+    shape: (H, W) of the window; origin: (column, row) of its first pixel. A share is the part of an emitter's light
+    that falls into a pixel. Nothing is checked.
+    """
+
+    def image(self, emitters: "Emitters", shape: tuple[int, int], origin: tuple[int, int]) -> Tensor:
+        """Expected photo-electrons without background, Σ_n N_n share_n: (B, H, W)."""
+        ...
+
+    def shares(
+        self, emitters: "Emitters", shape: tuple[int, int], origin: tuple[int, int]
+    ) -> dict[str, Callable[[], Tensor]]:
+        """ "photons": share_n; other names of EMITTER_PARAMETERS: its derivative. Functions that give (B, E, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,28 @@ class PSF:
     def sigmas(self) -> tuple[float | Tensor, float | Tensor]:
         """Standard deviations along (u, v)."""
         return self.sigma, self.sigma if self.sigma_v is None else self.sigma_v
+
+    def image(self, emitters: "Emitters", shape: tuple[int, int], origin: tuple[int, int]) -> Tensor:
+        """As AnyPSF.image."""
+        along_u = pixel_integral(emitters.u, self.sigmas[0], shape[1], origin[0])  # (B, E, W)
+        along_v = pixel_integral(emitters.v, self.sigmas[1], shape[0], origin[1])  # (B, E, H)
+        return torch.einsum("be,beh,bew->bhw", emitters.photons * emitters.mask, along_v, along_u)
+
+    def shares(
+        self, emitters: "Emitters", shape: tuple[int, int], origin: tuple[int, int]
+    ) -> dict[str, Callable[[], Tensor]]:
+        """As AnyPSF.shares: Eq. 11 and its derivatives in closed form."""
+        places = (emitters.u, self.sigmas[0], shape[1], origin[0]), (emitters.v, self.sigmas[1], shape[0], origin[1])
+        eu, ev = (pixel_integral(*place) for place in places)  # (B, E, W) and (B, E, H)
+        (du, su), (dv, sv) = (pixel_integral_gradient(*place) for place in places)
+        return {
+            "u": lambda: _outer(ev, du),
+            "v": lambda: _outer(dv, eu),
+            "photons": lambda: _outer(ev, eu),
+            "sigma_u": lambda: _outer(ev, su),
+            "sigma_v": lambda: _outer(sv, eu),
+            "sigma": lambda: _outer(ev, su) + _outer(sv, eu),
+        }
 
 
 @dataclass(frozen=True)
@@ -163,7 +205,7 @@ def pixel_factors(position: Tensor, sigma: Tensor, size: int) -> tuple[Tensor, T
 @valid.enough_memory("shape")
 def expected_photons(
     emitters: Emitters,
-    psf: PSF,
+    psf: AnyPSF,
     shape: tuple[int, int],
     background: float | Tensor = 0.0,
     origin: tuple[int, int] = (0, 0),
@@ -178,18 +220,16 @@ def expected_photons(
     Raises ValueError where the background is negative or has another shape.
     """
     height, width = valid.image_shape("shape", shape)
-    sigma_u, sigma_v = valid.instance("psf", psf, PSF).sigmas
-    photons = valid.instance("emitters", emitters, Emitters).photons * emitters.mask  # (B, E)
-    along_u = pixel_integral(emitters.u, sigma_u, width, origin[0])  # (B, E, W)
-    along_v = pixel_integral(emitters.v, sigma_v, height, origin[1])  # (B, E, H)
-    rate = torch.einsum("be,beh,bew->bhw", photons, along_v, along_u)
-    return rate + background_image(background, (len(emitters), height, width), rate)  # (B, H, W)
+    valid.instance("emitters", emitters, Emitters)
+    rate = valid.instance("psf", psf, AnyPSF).image(emitters, (height, width), origin)
+    rate = rate + background_image(background, (len(emitters), height, width), rate)  # (B, H, W)
+    return rate.clamp(min=0)  # a measured PSF has noise, which may be negative where it is dark
 
 
 @valid.enough_memory("shape")
 def rate_gradient(
     emitters: Emitters,
-    psf: PSF,
+    psf: AnyPSF,
     shape: tuple[int, int],
     parameters: Sequence[str] = ("u", "v", "photons", "background"),
     origin: tuple[int, int] = (0, 0),
@@ -200,30 +240,21 @@ def rate_gradient(
         "background" comes last. Each of the other names stands for one parameter of every emitter.
     Returns (B, P, H, W), P = E · (parameters of an emitter) + 1 if "background" is among them; emitter by
     emitter: (u_1, v_1, N_1, u_2, …, b). Rows of emitters that are not present are zero.
-    Raises ValueError for an unknown, repeated or misplaced name.
+    Raises ValueError for an unknown, repeated or misplaced name, or one that the PSF does not have.
     """
     height, width = valid.image_shape("shape", shape)
     own = _emitter_parameters(parameters)
     valid.instance("emitters", emitters, Emitters)
-    sigma_u, sigma_v = valid.instance("psf", psf, PSF).sigmas
-    eu = pixel_integral(emitters.u, sigma_u, width, origin[0])  # (B, E, W)
-    ev = pixel_integral(emitters.v, sigma_v, height, origin[1])  # (B, E, H)
-    du, su = pixel_integral_gradient(emitters.u, sigma_u, width, origin[0])
-    dv, sv = pixel_integral_gradient(emitters.v, sigma_v, height, origin[1])
-    photons = (emitters.photons * emitters.mask)[..., None, None]  # (B, E, 1, 1)
-    outer = lambda rows, columns: rows[..., :, None] * columns[..., None, :]  # (B, E, H, W)  # noqa: E731
-    image = {
-        "u": lambda: photons * outer(ev, du),
-        "v": lambda: photons * outer(dv, eu),
-        "photons": lambda: emitters.mask[..., None, None] * outer(ev, eu),
-        "sigma_u": lambda: photons * outer(ev, su),
-        "sigma_v": lambda: photons * outer(sv, eu),
-        "sigma": lambda: photons * (outer(ev, su) + outer(sv, eu)),
-    }
+    shares = valid.instance("psf", psf, AnyPSF).shares(emitters, (height, width), origin)
+    for name in own:
+        valid.choice(f"parameters of a {type(psf).__name__}", name, (*shares, "background"))
+    present = emitters.mask[..., None, None]  # (B, E, 1, 1)
+    scale = emitters.photons[..., None, None] * present
     batch = len(emitters)
-    rows = torch.zeros(batch, 0, height, width, dtype=eu.dtype, device=eu.device)
+    rows = scale.new_zeros(batch, 0, height, width)
     if own:
-        rows = torch.stack([image[name]() for name in own], dim=2).reshape(batch, -1, height, width)
+        images = [(present if name == "photons" else scale) * shares[name]() for name in own]  # (B, E, H, W)
+        rows = torch.stack(images, dim=2).reshape(batch, -1, height, width)
     if "background" in parameters:
         rows = torch.cat([rows, rows.new_ones(batch, 1, height, width)], dim=1)
     return rows  # (B, P, H, W)
@@ -248,6 +279,11 @@ def _emitter_parameters(parameters: Sequence[str]) -> list[str]:
     if "sigma" in names and ("sigma_u" in names or "sigma_v" in names):
         raise ValueError(f"parameters must hold either 'sigma' or 'sigma_u' and 'sigma_v', got {names}")
     return [name for name in names if name != "background"]
+
+
+def _outer(rows: Tensor, columns: Tensor) -> Tensor:
+    """Products of a function of the row (..., H) and one of the column (..., W): (..., H, W)."""
+    return rows[..., :, None] * columns[..., None, :]
 
 
 def _edges(position: Tensor, sigma: float | Tensor, size: int, start: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from . import structures
 from .camera import Camera, expose, to_photoelectrons
 from .distributions import Distribution, LogUniform, Uniform, draw, highest, lowest, number_or_distribution
 from .kde import kde_image
-from .psf import PSF, Emitters, expected_photons, present_mask
+from .psf import PSF, AnyPSF, Emitters, expected_photons, present_mask
 
 LAYOUTS = ("frame", *structures.NAMES)
 
@@ -29,6 +29,8 @@ class Scene:
     density: emitters per µm², one value for each frame. photons: one value for each emitter, before the camera's
         quantum efficiency. background: photons per pixel, one value for each frame; gradient: its relative change
         from one end of the frame to the other, in a random direction. sigma: PSF sd, px, one value for each frame.
+    ellipticity: σ_u/σ_v, of sds σ √ellipticity and σ/√ellipticity. psf: the PSF of all emitters, such as a
+        `measured_psf.MeasuredPSF`; sigma then does not count.
     layout: where the emitters are: "frame", evenly, up to `margin` pixels beyond the border, from where some light
         still reaches the frame; or a name of `structures`.
     pixel_size_nm: turns the density into emitters per pixel.
@@ -41,6 +43,8 @@ class Scene:
     background: Distribution = BACKGROUND
     gradient: Distribution = 0.0
     sigma: Distribution = SIGMA
+    ellipticity: float = 1.0
+    psf: AnyPSF | None = None
     layout: str = "frame"
     margin: float = 3.0
     pixel_size_nm: float = 108.0
@@ -52,6 +56,11 @@ class Scene:
         positive("sigma", lowest(number_or_distribution("sigma", self.sigma)))
         if highest(self.gradient) > 2:
             raise ValueError(f"gradient must be at most 2, where the background ends at 0, got {self.gradient}")
+        number("ellipticity", self.ellipticity, positive)
+        if self.psf is not None:
+            instance("psf", self.psf, AnyPSF)
+            if self.ellipticity != 1:
+                raise ValueError(f"ellipticity must be 1 where the scene has a psf, got {self.ellipticity}")
         choice("layout", self.layout, LAYOUTS)
         number("margin", self.margin, non_negative)
         number("pixel_size_nm", self.pixel_size_nm, positive)
@@ -105,7 +114,9 @@ def expose_batch(scene: Scene, emitters: Emitters, shape: tuple[int, int], gener
     sigma = draw(scene.sigma, (batch,), generator)
     level = draw(scene.background, (batch,), generator)
     background = level[:, None, None] * _slope(scene.gradient, batch, (height, width), generator)
-    expected = expected_photons(emitters, PSF(sigma[:, None]), (height, width), background)
+    stretch = math.sqrt(scene.ellipticity)
+    psf = scene.psf or PSF(stretch * sigma[:, None], sigma[:, None] / stretch)
+    expected = expected_photons(emitters, psf, (height, width), background)
     camera = _part(scene.camera, batch, (height, width), generator)
     electrons = to_photoelectrons(expose(expected, camera, generator), camera)
     variance = torch.as_tensor(camera.read_variance_electrons, dtype=electrons.dtype, device=electrons.device)

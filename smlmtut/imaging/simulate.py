@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._validate import finite, image_shape, instance, non_negative, number, positive, shown, tensor, whole
 from .camera import Camera, expose
-from .psf import PSF, Emitters, expected_photons, present_mask
+from .psf import AnyPSF, Emitters, expected_photons, present_mask
 
 Range = float | tuple[float, float]
 Count = int | tuple[int, int]
@@ -15,7 +15,7 @@ Count = int | tuple[int, int]
 
 def frames(
     emitters: Emitters,
-    psf: PSF,
+    psf: AnyPSF,
     camera: Camera,
     shape: tuple[int, int],
     background: float | Tensor,

@@ -19,7 +19,7 @@ KINDS = {"uniform": Uniform, "log_uniform": LogUniform}
 SAID = {
     "pixel_size_nm": "side of a camera pixel",
     "sigma_px": "sd of the PSF, camera pixels",
-    "ellipticity": "sigma along columns over sigma along rows; the scenes to train on have a round PSF",
+    "ellipticity": "sigma along columns over sigma along rows",
     "photons": "of an emitter in a frame, before the camera's quantum efficiency",
     "background": "photons per pixel and frame",
     "density_per_um2": "emitters per µm² and frame",
@@ -31,8 +31,8 @@ class SceneDescription:
     """A scene as its file has it. A quantity is a number, a Uniform or a LogUniform.
 
     sigma_px: camera pixels. photons: of an emitter in a frame; background: photons per pixel and frame, both before the
-    camera's quantum efficiency. density_per_um2: emitters per µm² and frame. ellipticity: σ_u/σ_v, which `scene` does
-    not use. measured: how the numbers were found: numbers, texts, lists and mappings of them. Nothing reads it.
+    camera's quantum efficiency. density_per_um2: emitters per µm² and frame. ellipticity: σ_u/σ_v. measured: how the
+    numbers were found: numbers, texts, lists and mappings of them. Nothing reads it.
     Raises ValueError for a value out of its range.
     """
 
@@ -54,7 +54,7 @@ class SceneDescription:
         """A scene as its camera sees it: N and b in photo-electrons, which is all that a network sees."""
         efficiency = scene.camera.quantum_efficiency
         photons, background = (scaled(x, efficiency) for x in (scene.photons, scene.background))
-        return cls(scene.pixel_size_nm, scene.sigma, photons, background, scene.density)
+        return cls(scene.pixel_size_nm, scene.sigma, photons, background, scene.density, scene.ellipticity)
 
     @classmethod
     def read(cls, numbers: Mapping[str, Any]) -> "SceneDescription":
@@ -72,7 +72,7 @@ class SceneDescription:
         """The scene to train on, as that camera sees it."""
         return Scene(
             density=self.density_per_um2, photons=self.photons, background=self.background, sigma=self.sigma_px,
-            pixel_size_nm=self.pixel_size_nm, camera=camera,
+            pixel_size_nm=self.pixel_size_nm, ellipticity=self.ellipticity, camera=camera,
         )  # fmt: skip
 
     def numbers(self) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def problems(
             "the gain (ADU per photo-electron); with the right gain, the PSF is no Gaussian"
         )
     if abs(math.log(ellipticity.median)) > max(ROUND, 3 * ellipticity.sd):
-        found.append(f"the PSF is elliptic, σ_u/σ_v = {ellipticity.median:.3f}: a scene to train on has a round one")
+        found.append(f"the PSF is elliptic, σ_u/σ_v = {ellipticity.median:.3f}: shipped networks know a round one")
     if rejected > 2 * expected + REJECTED:
         found.append(
             f"one emitter does not explain {rejected:.0%} of the isolated spots, {expected:.0%} in a simulation: "
