@@ -66,7 +66,7 @@ def localize(folder, output, *more, movie="movie.tif", numbers=True, code=0):
 
 
 @pytest.mark.parametrize(
-    "command", [["simulate"], ["train", "deepstorm"], ["localize"], ["sample"], ["render"], ["measure"]]
+    "command", [["simulate"], ["train", "deepstorm"], ["localize"], ["sample"], ["render"], ["measure"], ["psf"]]
 )
 def test_help_has_an_example_with_options_that_exist(command):
     text = run(*command, "--help")
@@ -217,13 +217,13 @@ CAMERA_OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [["sample"], ["train", "deepstorm"], ["train", "diffusion"]])
+@pytest.mark.parametrize("command", [["sample"], ["psf"], ["train", "deepstorm"], ["train", "diffusion"]])
 def test_the_camera_options_are_those_of_localize(command):
     pages = [run(*words, "--help").partition("Options:")[2] for words in (["localize"], command)]
     for option in CAMERA_OPTIONS:
         texts = [page.partition(f"  --{option} ")[2].partition("  --")[0].split() for page in pages]
         assert texts[0] == texts[1] != []
-    assert ("--crop" in pages[1]) == (command == ["sample"])
+    assert ("--crop" in pages[1]) == (command[0] != "train")
 
 
 def test_camera_file_is_the_single_options(folder, tmp_path):

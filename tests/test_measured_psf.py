@@ -162,6 +162,22 @@ def test_beads_give_their_psf(psf: AnyPSF):
     assert (found.samples.sum() - 16).abs() < 1e-9
 
 
+def test_a_psf_that_is_negative_where_it_is_dark_is_fitted():
+    """As one is from which a constant was taken for background; the image of all emitters is positive."""
+    samples = airy(4).samples - 1e-4
+    psf, emitters = MeasuredPSF(16 * samples / samples.sum(), 4), lone(20, 1e5)
+    assert psf.samples.min() < -5e-5
+    image = expected_photons(emitters, psf, (15, 15), 20.0)
+    wanted = torch.cat([emitters.u, emitters.v, emitters.photons, torch.full_like(emitters.u, 20.0)], 1)
+    fit, joint = (
+        fit_spots(image, psf=psf),
+        fit_emitters(image, emitters, psf=psf, photons=(1e4, 2e5), background=(0, 50)),
+    )
+    assert bool(fit.converged.all()) and bool(joint.converged.all())
+    assert ((fit.estimate - wanted) / fit.sd).abs().max() < 0.02  # twice the tolerance of a step
+    assert ((joint.emitters.photons - 1e5) / fit.photons_sd[:, None]).abs().max() < 0.1
+
+
 def test_an_elliptic_gaussian_goes_through_the_whole_chain():
     psf, count = PSF(0.9, 1.4), 1000
     emitters = lone(count, 2000.0)

@@ -10,6 +10,7 @@ from .. import __version__
 from .localize import localize, sample
 from .measure import measure
 from .options import Pixel, check_folders, checked_seed, pair, plain_errors
+from .psf import psf
 from .train import training_app
 
 app = typer.Typer(
@@ -124,6 +125,7 @@ def simulate(
 app.command()(localize)
 app.command()(sample)
 app.command()(measure)
+app.command()(psf)
 
 
 @app.command()

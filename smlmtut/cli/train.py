@@ -61,10 +61,11 @@ def train_deepstorm(
 ) -> None:
     """Train DeepSTORM on the book's reference scene: 108 nm pixels, 100 to 2000 photons, background 0 to 20.
 
-    With --scene the frames are drawn from that file's pixel size, PSF, photons, background and density instead. The
-    weights keep the numbers of their scene, in photo-electrons, and `smlmtut localize` warns of movies
-    outside of it. With --start the training goes on from trained weights of the same architecture: give it fewer
-    --steps and a lower --learning-rate.
+    With --scene the frames are drawn from that file's pixel size, PSF, photons, background and density instead, and
+    with the PSF of `smlmtut psf` where the file has the key psf, whose path is relative to its folder. The weights keep
+    the numbers of their scene, in photo-electrons, and `smlmtut localize` warns of movies outside of it. With --start
+    the training goes on from trained weights of the same architecture: give it fewer --steps and a lower
+    --learning-rate.
 
     Give the same command again to continue an interrupted run. Without a camera, the real maps of the book are used,
     which are downloaded once; of a file, --camera, the keys crop and pixel_size_nm are not used. The weights appear in
@@ -101,7 +102,8 @@ def train_diffusion(
 
     The network learns p(y given the frame and ŷ) about a fit of the frame, whose limits are those of the scene; with
     --published, p(y given ŷ). Scene, start, interruptions, camera and weights: as for deepstorm. The estimator should
-    be trained on the same scene.
+    be trained on the same scene. The fit is of round Gaussians of the scene's sigma_px, also where the scene has a psf
+    or an ellipticity; the network learns what such a fit is worth.
 
     Example: smlmtut train diffusion runs/mine --estimator runs/deepstorm/weights.safetensors --steps 5000
     """

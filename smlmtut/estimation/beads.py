@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._validate import finite, number, positive, tensor, whole
 from ..imaging.measured_psf import MeasuredPSF
-from ..imaging.psf import Emitters, expected_photons
+from ..imaging.psf import Emitters
 from .fit import fit_spots
 
 FEWEST = 4  # beads
@@ -42,7 +42,7 @@ def psf_of_beads(
         u, v, photons = (x[fit.converged] for x in (fit.u, fit.v, fit.photons))
         left = light[fit.converged]
         if psf is not None:
-            left = left - expected_photons(Emitters(u[:, None], v[:, None], photons[:, None]), psf, (side, side))
+            left = left - psf.image(Emitters(u[:, None], v[:, None], photons[:, None]), (side, side), (0, 0))
         samples = samples + _mean_between(left, u, v, photons, offsets)
         samples = samples * (f**2 / samples.sum())
         psf = MeasuredPSF(samples, f)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .._memory import fitting
 from .._validate import device_here, finite, floating, instance, non_negative, number, positive, tensor, whole
-from ..imaging.psf import PSF, AnyPSF, Emitters, expected_photons, pixel_factors, rate_gradient
+from ..imaging.psf import PSF, AnyPSF, Emitters, pixel_factors, rate_gradient
 
 PARAMETERS = ("u", "v", "photons", "background", "sigma")
 WIDTHS = ("sigma_u", "sigma_v")  # instead of sigma, for an elliptic Gaussian
+TINY = 1e-3  # photo-electrons: keeps ω' > 0 where there is no read noise
 
 # What ∂ω/∂θ is made of along a row or column: the pixel integral, its derivatives by position and sigma, and one.
 _E, _D, _S, _ONE = range(4)
@@ -236,9 +237,9 @@ def _last(variance: Tensor, spots: Tensor) -> Tensor:
 
 def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Smallest and largest allowed value of every parameter, (6, B or 1) and (6, 1)."""
-    tiny, least = 1e-3, var.amin((0, 1))  # photo-electrons: keeps ω' > 0 where there is no read noise
-    floor = torch.where(least > 2 * tiny, -least / 2, tiny)  # (B or 1,)
-    low = torch.stack([torch.full_like(floor, x) for x in (-1.0, -1.0, tiny, 0.0, 0.2, 0.2)])
+    least = var.amin((0, 1))
+    floor = torch.where(least > 2 * TINY, -least / 2, TINY)  # (B or 1,)
+    low = torch.stack([torch.full_like(floor, x) for x in (-1.0, -1.0, TINY, 0.0, 0.2, 0.2)])
     low[3] = floor
     largest = max(height, width)
     return low, var.new_tensor([width, height, math.inf, math.inf, largest, largest])[:, None]
@@ -261,7 +262,7 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float | AnyPSF) -> t
         gradient = rate_gradient(emitters, psf, (x.shape[0], x.shape[1]), names)[
             :, [0, 1, 2, -1, *range(3, len(theta) - 1)]
         ]
-        gradient = gradient.permute(1, 2, 3, 0)  # (P, h, w, B)
+        gradient = gradient.permute(1, 2, 3, 0) * (rate > TINY)  # (P, h, w, B)
         information = torch.einsum("phwb,qhwb->pqb", gradient * weight, gradient)
         return deviance, chi_square, (gradient * excess).sum((1, 2)), information
     by_column = _sum_columns(excess, columns)  # (4, h, B)
@@ -292,8 +293,9 @@ def _rate(theta: Tensor, var: Tensor, sigma: float | AnyPSF) -> tuple[Tensor, Te
     """ω' (h, w, B), and for a round Gaussian the factors along a row (4, w, B) and a column (4, h, B): e, d, s, 1."""
     u, v, photons, background = theta[:4]
     if not isinstance(sigma, float | int):
-        light = expected_photons(*_emitters(theta, sigma), (var.shape[0], var.shape[1]))
-        return light.permute(1, 2, 0) + background + var, theta, theta
+        emitters, psf = _emitters(theta, sigma)
+        light = psf.image(emitters, (var.shape[0], var.shape[1]), (0, 0)).permute(1, 2, 0)
+        return (light + background + var).clamp(min=TINY), theta, theta  # a measured PSF may be negative
     spread = theta[4] if len(theta) == 5 else torch.full_like(u, sigma)
     columns, rows = _factors(u, spread, var.shape[1]), _factors(v, spread, var.shape[0])
     return torch.addcmul(background + var, photons * rows[0][:, None], columns[0][None]), columns, rows

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validate import finite, floating, instance, non_negative, positive, tensor, whole
-from ..imaging.psf import AnyPSF, Emitters, expected_photons, pixel_factors, rate_gradient
+from ..imaging.psf import AnyPSF, Emitters, pixel_factors, rate_gradient
 
 Limits = tuple[float, float]
 ROUNDINGS = 10  # by which a deviance may rise and count as not risen, in units of its rounding error
@@ -135,7 +135,7 @@ class _Model:
             shape, found = (self.counts.shape[1], self.counts.shape[2]), Emitters(u, v, photons, self.start.mask)
             own = rate_gradient(found, self.psf, shape, ("u", "v", "photons", "background"))
             gradient = torch.cat([own, torch.zeros_like(own[:, :1])], 1)
-            return self._compared(theta, expected_photons(found, self.psf, shape), gradient)
+            return self._compared(theta, self.psf.image(found, shape, (0, 0)), gradient)
         width = theta[:, -1:].expand_as(u).flatten()
         height_size, width_size = self.counts.shape[1:]
         along_u, along_v = (

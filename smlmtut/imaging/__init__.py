@@ -16,7 +16,6 @@ Where a tensor is wanted an array of numpy will do; results are tensors.
 
 from .camera import Camera, expose, to_photoelectrons
 from .kde import kde_image, to_coordinates
-from .measured_psf import MeasuredPSF
 from .psf import PSF, Emitters, expected_photons, pixel_integral, rate_gradient
 from .scenes import Scene, draw_batch
 
@@ -24,7 +23,6 @@ __all__ = [
     "PSF",
     "Camera",
     "Emitters",
-    "MeasuredPSF",
     "Scene",
     "draw_batch",
     "expected_photons",

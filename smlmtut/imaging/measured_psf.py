@@ -38,6 +38,7 @@ class MeasuredPSF:
             raise ValueError(f"samples must have the sum oversampling² = {f**2}, got {(total + 1) * f**2:.6g}")
         padded = np.pad(samples.numpy(), PAD)  # so the ends, which meet, do not see each other
         object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "oversampling", f)
         spline = np.pad(ndimage.spline_filter(padded, mode="grid-wrap"), 1)  # places outside read the border's zeros
         object.__setattr__(self, "coefficients", torch.from_numpy(spline))
 

@@ -220,8 +220,8 @@ def expected_photons(
     Raises ValueError where the background is negative or has another shape.
     """
     height, width = valid.image_shape("shape", shape)
-    valid.instance("emitters", emitters, Emitters)
-    rate = valid.instance("psf", psf, AnyPSF).image(emitters, (height, width), origin)
+    valid.instance("psf", psf, AnyPSF)
+    rate = psf.image(valid.instance("emitters", emitters, Emitters), (height, width), origin)
     rate = rate + background_image(background, (len(emitters), height, width), rate)  # (B, H, W)
     return rate.clamp(min=0)  # a measured PSF has noise, which may be negative where it is dark
 

@@ -165,11 +165,11 @@ def fitted(
     """
     half = round(3 * sigma + 1)
     alone = torch.from_numpy(isolated(found, x.shape, half, half + 1.5 * sigma))
-    _at_least(len(alone), enough, "isolated spots")
+    at_least(len(alone), enough, "isolated spots")
     spots, noise = (cut_spots(torch.from_numpy(image), alone, 2 * half + 1)[0] for image in (x, v))
     fit = fit_spots(spots, sigma, fit_sigma=True, read_variance=noise)
     good = explained(fit, spots, noise, ratio)
-    _at_least(int(good.sum()), enough // 2, "isolated spots that one emitter explains")
+    at_least(int(good.sum()), enough // 2, "isolated spots that one emitter explains")
     return fit, good, alone[:, 0].numpy(), spots, noise
 
 
@@ -220,7 +220,7 @@ def free_background(x: np.ndarray, v: np.ndarray, found: np.ndarray, sigma: floa
     sums = lambda values: np.bincount(label, values, windows * down * along)  # noqa: E731
     count, total, square, foreseen = (sums(a) for a in (np.ones(len(label)), x[free], x[free] ** 2, v[free]))
     kept = count >= TILE_PIXELS
-    _at_least(int(kept.sum()), 1, f"parts of {TILE} px with {TILE_PIXELS} pixels without light")
+    at_least(int(kept.sum()), 1, f"parts of {TILE} px with {TILE_PIXELS} pixels without light")
     n, mean, read = count[kept], total[kept] / count[kept], foreseen[kept] / count[kept]
     spread = square[kept] - n * mean**2
     # the rate is clamped, since a wrong offset may make the mean negative
@@ -293,7 +293,8 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.interp(below[-1] / 2 + weights[order][-1] / 4, below, values[order]))
 
 
-def _at_least(count: int, least: int, what: str) -> None:
+def at_least(count: int, least: int, what: str) -> None:
+    """TooFewSpots where a movie shows fewer than the least number of something."""
     if count < least:
         raise TooFewSpots(
             f"movie must show at least {least} {what}, got {count}: choose more frames, or check the camera"
