@@ -130,7 +130,9 @@ def table(device: str = "cpu") -> list[Row]:
         {"samples": 4 * bead / bead.sum()},
     )
     row("measured_psf.MeasuredPSF.from_image", lambda image: measured(MeasuredPSF.from_image(image)), {"image": bead})
-    row("psf.expected_photons", partial(expected_photons, two, ROUND, (9, 9)), {"background": noise})
+    sampled = MeasuredPSF(4 * bead / bead.sum(), 2)
+    for psf in (ROUND, sampled):
+        row("psf.expected_photons", partial(expected_photons, two, psf, (9, 9)), {"background": noise})
     row("psf.rate_gradient", lambda sigma: rate_gradient(two, PSF(sigma), (9, 9)), {"sigma": some(2, 3)})
     row("camera.Camera", Camera, {name: some(9, 9) for name in ("gain", "offset", "read_variance")})
     row(
@@ -222,7 +224,9 @@ def table(device: str = "cpu") -> list[Row]:
         row(f"closed_forms.{form.__name__}", form, {name: some(3) for name in names}, anything=names)
     start = fit.first_guess(frames, 1.0, False)
     row("fit.first_guess", partial(fit.first_guess, sigma=1.0, fit_sigma=True), {"spots": frames})
-    row("fit.fit_spots", fit.fit_spots, {"spots": frames, "read_variance": noise, "start": start}, optional=("start",))
+    spot = {"spots": frames, "read_variance": noise, "start": start}
+    for psf in (None, sampled):
+        row("fit.fit_spots", partial(fit.fit_spots, psf=psf), spot, optional=("start",))
     row(
         "joint.fit_emitters",
         partial(joint.fit_emitters, start=one_emitter),

@@ -155,13 +155,13 @@ def test_half_precision_is_refused_where_the_arithmetic_would_be_in_it(name, cal
 # -- the table is complete -----------------------------------------------------------------------------------
 # Modules that the rooms use inside; their callers have checked the arguments.
 INNER = {
-    "estimation.mixture", "posterior.search", "posterior.grid", "posterior.integral", "posterior.chains",
-    "posterior.moves", "posterior.proposals", "posterior.sweeps", "posterior.mode_search",
+    "estimation.mixture", "estimation.spot_model", "posterior.search", "posterior.grid", "posterior.integral",
+    "posterior.chains", "posterior.moves", "posterior.proposals", "posterior.sweeps", "posterior.mode_search",
     "posterior.normal_modes",
 }  # fmt: skip
 # Functions that loops call, and which say that they check nothing, or that are checks themselves.
 UNCHECKED = {
-    "psf.present_mask", "psf.pixel_integral_fast", "psf.pixel_factors", "psf.background_image", "kde.kernel",
+    "psf.present_mask", "fast_psf.pixel_integral_fast", "fast_psf.pixel_factors", "psf.background_image", "kde.kernel",
     "camera.check_frame_size", "camera.Camera.as_tensors", "proper_scores.parts", "proper_scores.joined",
     "proper_scores.ensemble", "proper_scores.on_host", "against_exact.bootstrap_error",
     "rendering.gaussians", "localization.checked_arrays",

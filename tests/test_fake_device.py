@@ -223,6 +223,8 @@ WORDS = (
 )  # fmt: skip
 ROOMS = ("imaging", "estimation", "posterior", "diffusion", "networks", "evaluation")  # localize: see below
 NOT_RUN = {
+    "psf.AnyPSF.image": "a protocol, as the next one; the table has PSF and MeasuredPSF",
+    "psf.AnyPSF.shares": "the same",
     "rendering.gaussians": "kde.render works on the CPU",
     "one.Posterior.sample": "a posterior on a grid is on the CPU, and takes a generator of the CPU",
     "against_exact.bootstrap_error": "draws frames on the CPU, whatever the statistic works on",

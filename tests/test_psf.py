@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 from torch import Tensor
 
+from smlmtut.imaging.fast_psf import pixel_factors, pixel_integral_fast
 from smlmtut.imaging.psf import (
     PSF,
     Emitters,
     expected_photons,
-    pixel_factors,
     pixel_integral,
-    pixel_integral_fast,
     pixel_integral_gradient,
     present_mask,
     rate_gradient,

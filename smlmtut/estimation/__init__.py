@@ -6,6 +6,7 @@ fisher        Fisher information (Eq. 3) and Cramér–Rao bounds
 closed_forms  of the bound: Thompson, Mortensen, Rieger and Stallinga
 spots         find spots in frames and cut them out
 fit           maximum likelihood for isolated spots
+spot_model    what a fit compares with a spot where the PSF is no round Gaussian
 beads         the PSF from images of beads
 joint         all emitters of a frame at once, and the curvature of their posterior
 

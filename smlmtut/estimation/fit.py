@@ -16,23 +16,20 @@ import torch
 from torch import Tensor
 
 from .._memory import fitting
-from .._validate import device_here, finite, floating, instance, non_negative, number, positive, tensor, whole
-from ..imaging.psf import PSF, AnyPSF, Emitters, pixel_factors, rate_gradient
+from .._validate import device_here, finite, floating, non_negative, number, positive, tensor, whole
+from ..imaging.fast_psf import pixel_factors
+from ..imaging.psf import AnyPSF
+from . import spot_model
 
 PARAMETERS = ("u", "v", "photons", "background", "sigma")
-WIDTHS = ("sigma_u", "sigma_v")  # instead of sigma, for an elliptic Gaussian
-TINY = 1e-3  # photo-electrons: keeps ω' > 0 where there is no read noise
 
 # What ∂ω/∂θ is made of along a row or column: the pixel integral, its derivatives by position and sigma, and one.
 _E, _D, _S, _ONE = range(4)
 # ∂ω/∂θ as a sum of products (factor of the row, factor of the column), to be multiplied by N for u, v and sigma.
 _TERMS = {
-    "u": [(_E, _D)],
-    "v": [(_D, _E)],
-    "photons": [(_E, _E)],
-    "background": [(_ONE, _ONE)],
+    "u": [(_E, _D)], "v": [(_D, _E)], "photons": [(_E, _E)], "background": [(_ONE, _ONE)],
     "sigma": [(_E, _S), (_S, _E)],
-}
+}  # fmt: skip
 _PAIRS = [(i, j) for i in range(4) for j in range(i, 4)]
 
 
@@ -87,8 +84,7 @@ def fit_spots(
     spots: (B, h, w) photo-electrons, float32 or float64, which is also the type of the arithmetic.
     sigma: PSF standard deviation in pixels; where the search starts, if fit_sigma.
     read_variance: photo-electrons²: a float, (h, w) or (B, h, w) (a crop of the sensor's map for every spot).
-    psf: another PSF than the round Gaussian; sigma then is not used, and fit_sigma fits both widths of a PSF from the
-        two numbers that it has. Slower: the sums are taken pixel by pixel.
+    psf: another PSF, slower; sigma then does not count, and fit_sigma fits both widths of a PSF from those it has.
     start: (B, P) first guess; None: border mean, sum and centroid.
     tolerance: a fit has converged when its next step is below this share of the claimed sd in every parameter.
     chunk: number of spots fitted at a time, which bounds the memory: about 8 kB a spot in float32 for 11 × 11 pixels.
@@ -116,11 +112,8 @@ def fit_spots(
             f"read_variance must be a number or have shape {(height, width)} or {(count, height, width)}, "
             f"got {tuple(variance.shape)}"
         )
-    model = sigma if psf is None else instance("psf", psf, AnyPSF)
-    if fit_sigma and not isinstance(model, float | PSF):
-        raise ValueError(f"fit_sigma must be False for a {type(psf).__name__}, which has no sigma, got {fit_sigma}")
-    widths = [float(number("psf.sigma", x)) for x in psf.sigmas] if fit_sigma and isinstance(psf, PSF) else []
-    names = PARAMETERS[:4] + WIDTHS if widths else PARAMETERS[: 4 + fit_sigma]
+    model, widths = (sigma, [sigma] * bool(fit_sigma)) if psf is None else spot_model.checked(psf, fit_sigma)
+    names = PARAMETERS[:4] + ((), PARAMETERS[4:], spot_model.WIDTHS)[len(widths)]
     start = None if start is None else tensor("start", start)
     if start is not None and tuple(start.shape) != (count, len(names)):
         raise ValueError(f"start must have shape {(count, len(names))} for {names}, got {tuple(start.shape)}")
@@ -134,11 +127,8 @@ def fit_spots(
         if bool(impossible.any()):
             worst = x[impossible].min().item()
             raise ValueError(f"spots must not be negative where read_variance is 0, got {worst:g} photo-electrons")
-        if start is not None:
-            guess = finite("start", start[rows].to(x))
-        else:
-            guess = first_guess(x, sigma, fit_sigma and not widths)
-            guess = torch.cat([guess, guess.new_tensor(widths).expand(len(x), -1)], 1)
+        guess = torch.cat([first_guess(x, sigma, False), x.new_tensor(widths).expand(len(x), -1)], 1)
+        guess = guess if start is None else finite("start", start[rows].to(x))
         _fit_chunk(fit, first, x, var, guess, model, tolerance, max_iterations)
         counts = x + var  # x'
         if bool((counts < 0).any()):  # the search keeps the term x' log ω' there, the deviance leaves it out
@@ -169,23 +159,17 @@ def _empty(count: int, names: tuple[str, ...], like: Tensor) -> Fit:
 
 
 def _fit_chunk(
-    fit: Fit,
-    first: int,
-    spots: Tensor,
-    variance: Tensor,
-    guess: Tensor,
-    sigma: float | AnyPSF,
-    tolerance: float,
+    fit: Fit, first: int, spots: Tensor, variance: Tensor, guess: Tensor, psf: float | AnyPSF, tolerance: float,
     steps: int,
-) -> None:
+) -> None:  # fmt: skip
     """Damped Fisher scoring on one chunk; fills its rows of fit. A spot leaves the loop when it is done."""
     height, width = spots.shape[1:]
     var = _last(variance, spots)
     x = spots.permute(1, 2, 0) + var  # x' (h, w, B)
-    low, high = (limit[: guess.shape[1]] for limit in _limits(var, height, width))  # (P, B) or (P, 1)
+    low, high = (limit[: guess.shape[1]] for limit in spot_model.limits(var, height, width))  # (P, B) or (P, 1)
     todo = torch.arange(first, first + len(spots), device=fit.iterations.device)
     theta = guess.T.clamp(low, high)  # (P, B)
-    state = (theta, *_evaluate(theta, x, var, sigma))
+    state = (theta, *_evaluate(theta, x, var, psf))
     damping, total = torch.zeros_like(theta[0]), x.abs().sum((0, 1))
     for iteration in range(steps + 1):
         theta, deviance, chi_square, score, information = state
@@ -214,7 +198,7 @@ def _fit_chunk(
             state = tuple(t[..., left] for t in state)
             if var.shape[2] > 1:
                 var, low = var[..., left], low[:, left]
-        new = (trial, *_evaluate(trial, x, var, sigma))
+        new = (trial, *_evaluate(trial, x, var, psf))
         # the deviance has a rounding error of a few eps Σ|x' − ω'| ≤ eps √(χ² Σω')
         slack = 4 * torch.finfo(x.dtype).eps * (state[2] * total).sqrt()
         gained, predicted = state[1] - new[1] + slack, (step * score).sum(0)[left]  # fall of the deviance
@@ -235,34 +219,19 @@ def _last(variance: Tensor, spots: Tensor) -> Tensor:
     return shared.contiguous()
 
 
-def _limits(var: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Smallest and largest allowed value of every parameter, (6, B or 1) and (6, 1)."""
-    least = var.amin((0, 1))
-    floor = torch.where(least > 2 * TINY, -least / 2, TINY)  # (B or 1,)
-    low = torch.stack([torch.full_like(floor, x) for x in (-1.0, -1.0, TINY, 0.0, 0.2, 0.2)])
-    low[3] = floor
-    largest = max(height, width)
-    return low, var.new_tensor([width, height, math.inf, math.inf, largest, largest])[:, None]
-
-
-def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float | AnyPSF) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _evaluate(theta: Tensor, x: Tensor, var: Tensor, psf: float | AnyPSF) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Deviance (B,), chi-square (B,), score (P, B) and Fisher information (P, P, B) at theta (P, B).
 
     Where x' ≤ 0 the deviance here keeps the term −2 x' log ω', so that −2 times the score is its gradient.
     """
-    photons, (rate, columns, rows) = theta[2], _rate(theta, var, sigma)
+    photons, (rate, columns, rows) = theta[2], _rate(theta, var, psf)
     weight = 1 / rate
     residual = x - rate
     excess = residual * weight  # x'/ω' − 1; its log1p keeps digits that log(x'/ω') loses in bright pixels
     deviance = 2 * (x * torch.log1p(torch.where(x > 0, excess, weight - 1)) - residual).sum((0, 1))
     chi_square = (residual * excess).sum((0, 1))
-    if not isinstance(sigma, float | int):
-        names = ("u", "v", "photons", *WIDTHS[: len(theta) - 4], "background")
-        emitters, psf = _emitters(theta, sigma)
-        gradient = rate_gradient(emitters, psf, (x.shape[0], x.shape[1]), names)[
-            :, [0, 1, 2, -1, *range(3, len(theta) - 1)]
-        ]
-        gradient = gradient.permute(1, 2, 3, 0) * (rate > TINY)  # (P, h, w, B)
+    if not isinstance(psf, float | int):
+        gradient = spot_model.gradient(theta, rate, psf)  # (P, h, w, B)
         information = torch.einsum("phwb,qhwb->pqb", gradient * weight, gradient)
         return deviance, chi_square, (gradient * excess).sum((1, 2)), information
     by_column = _sum_columns(excess, columns)  # (4, h, B)
@@ -283,20 +252,12 @@ def _evaluate(theta: Tensor, x: Tensor, var: Tensor, sigma: float | AnyPSF) -> t
     return deviance, chi_square, score * scale, information * scale * scale[:, None]
 
 
-def _emitters(theta: Tensor, psf: AnyPSF) -> tuple[Emitters, AnyPSF]:
-    """The emitter of each spot, and the PSF with the widths of theta where it has any."""
-    columns = theta[..., None]  # (P, B, 1)
-    return Emitters(columns[0], columns[1], columns[2]), PSF(columns[4], columns[5]) if len(theta) == 6 else psf
-
-
-def _rate(theta: Tensor, var: Tensor, sigma: float | AnyPSF) -> tuple[Tensor, Tensor, Tensor]:
+def _rate(theta: Tensor, var: Tensor, psf: float | AnyPSF) -> tuple[Tensor, Tensor, Tensor]:
     """ω' (h, w, B), and for a round Gaussian the factors along a row (4, w, B) and a column (4, h, B): e, d, s, 1."""
     u, v, photons, background = theta[:4]
-    if not isinstance(sigma, float | int):
-        emitters, psf = _emitters(theta, sigma)
-        light = psf.image(emitters, (var.shape[0], var.shape[1]), (0, 0)).permute(1, 2, 0)
-        return (light + background + var).clamp(min=TINY), theta, theta  # a measured PSF may be negative
-    spread = theta[4] if len(theta) == 5 else torch.full_like(u, sigma)
+    if not isinstance(psf, float | int):
+        return spot_model.rate(theta, var, psf), theta, theta
+    spread = theta[4] if len(theta) == 5 else torch.full_like(u, psf)
     columns, rows = _factors(u, spread, var.shape[1]), _factors(v, spread, var.shape[0])
     return torch.addcmul(background + var, photons * rows[0][:, None], columns[0][None]), columns, rows
 

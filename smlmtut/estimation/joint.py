@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._validate import finite, floating, instance, non_negative, positive, tensor, whole
-from ..imaging.psf import AnyPSF, Emitters, pixel_factors, rate_gradient
+from ..imaging.fast_psf import pixel_factors
+from ..imaging.psf import AnyPSF, Emitters, rate_gradient
 
 Limits = tuple[float, float]
 ROUNDINGS = 10  # by which a deviance may rise and count as not risen, in units of its rounding error

@@ -1,6 +1,7 @@
 """From emitters to frames, and to kernel density estimates.
 
 psf            expected photo-electrons of point emitters (Eq. 10 and 11) and their derivatives
+fast_psf       the same integrals for fits and chains
 measured_psf   a PSF from the image of a bead
 camera         raw frames from them, and back: an sCMOS camera, pixel by pixel
 kde            kernel density estimates, their peaks, and rendered tables

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..imaging.psf import pixel_integral_fast
+from ..imaging.fast_psf import pixel_integral_fast
 
 LEAST = 1e-9  # e⁻, added to every pixel's rate, which without background and read noise may be 0 by rounding
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..estimation.joint import JointFit, fit_emitters
-from ..imaging.psf import Emitters, pixel_integral_fast
+from ..imaging.fast_psf import pixel_integral_fast
+from ..imaging.psf import Emitters
 from .one import Prior
 
 SAME = 0.02  # modes with as many emitters whose deviances differ by less are one
