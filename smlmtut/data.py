@@ -182,7 +182,7 @@ def results(name: str) -> dict[str, Any]:
 
 
 def experiment(name: str) -> dict[str, np.ndarray]:
-    """What `localize` found in a simulated movie of chapter 12: "movie", 5,000 frames, or "dense"; see its results.
+    """What `localize` found in a simulated movie of chapter 12: "movie", or "dense", 3 molecules per µm².
 
     Returns frame, u, v, u_sd, v_sd, probability and height, (N,), as in the tables of `localize`, to .001 px, .002 px
     and .005; error (N,), nm: the distance to the molecule, to .5 nm, NaN where none is within 100 nm. For "movie" also
