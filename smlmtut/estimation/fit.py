@@ -114,7 +114,7 @@ def fit_spots(
         )
     model, widths = (sigma, [sigma] * bool(fit_sigma)) if psf is None else spot_model.checked(psf, fit_sigma)
     names = PARAMETERS[:4] + ((), PARAMETERS[4:], spot_model.WIDTHS)[len(widths)]
-    start = None if start is None else tensor("start", start)
+    start = None if start is None else finite("start", tensor("start", start))
     if start is not None and tuple(start.shape) != (count, len(names)):
         raise ValueError(f"start must have shape {(count, len(names))} for {names}, got {tuple(start.shape)}")
 
@@ -127,8 +127,8 @@ def fit_spots(
         if bool(impossible.any()):
             worst = x[impossible].min().item()
             raise ValueError(f"spots must not be negative where read_variance is 0, got {worst:g} photo-electrons")
-        guess = torch.cat([first_guess(x, sigma, False), x.new_tensor(widths).expand(len(x), -1)], 1)
-        guess = guess if start is None else finite("start", start[rows].to(x))
+        wide = x.new_tensor(widths).expand(len(x), -1)
+        guess = torch.cat([first_guess(x, sigma, False), wide], 1) if start is None else start[rows].to(x)
         _fit_chunk(fit, first, x, var, guess, model, tolerance, max_iterations)
         counts = x + var  # x'
         if bool((counts < 0).any()):  # the search keeps the term x' log ω' there, the deviance leaves it out

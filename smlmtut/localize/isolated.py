@@ -293,9 +293,7 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.interp(below[-1] / 2 + weights[order][-1] / 4, below, values[order]))
 
 
-def at_least(count: int, least: int, what: str) -> None:
+def at_least(n: int, least: int, what: str) -> None:
     """TooFewSpots where a movie shows fewer than the least number of something."""
-    if count < least:
-        raise TooFewSpots(
-            f"movie must show at least {least} {what}, got {count}: choose more frames, or check the camera"
-        )
+    if n < least:
+        raise TooFewSpots(f"movie must show at least {least} {what}, got {n}: choose more frames, or check the camera")
