@@ -35,6 +35,7 @@ CAMERA = Camera(GAIN, OFFSET, READ_VARIANCE, saturation=65535, integer=True)
 DENSITIES = (0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)  # per µm²
 BOXES, FITS = (3, 5, 7, 9), ("gaussmle-spherical", "gausslq-spherical")  # of Picasso
 MIN_NET_GRADIENTS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1000, 1300, 1600, 2000, 2500, 3000, 4000)
+CHOICES = [(box, fit, least) for box in BOXES for fit in FITS for least in MIN_NET_GRADIENTS]
 THRESHOLDS, WINDOWS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0), (3, 5, 7, 9)  # of find_spots and cut_spots
 
 
@@ -81,11 +82,13 @@ def main() -> None:
 
 @dataclass(frozen=True, eq=False)  # so that it can be a key of a cache
 class Scene:
-    """Simulated frames (T, H, W) in ADU, the emitters in them, and the file that the frames are in."""
+    """Frames (T, H, W) in ADU of (64, 64) pixels, the emitters in them, and the file that the frames are in."""
 
     adu: Tensor
     truth: Points
     path: str
+    camera: Camera = CAMERA
+    pixel_nm: float = PIXEL_NM
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,9 @@ def draw(density: float, frames: int, seed: int, path: str) -> Scene:
 def all_sides(picasso: Localize, weights: str) -> list[Side]:
     """Picasso with its customary box and with any, our classical side, and the network unless weights is none."""
 
-    def peer(scene: Scene, box: int, fit: str, least: float) -> Points:
-        table = picasso(scene.path, box, fit)  # its fits do not depend on one another, so it is enough to leave out
-        frame, u, v, _ = table[table[:, 3] > least].T
-        return Points(frame, u, v)
-
-    choices = [(box, fit, least) for box in BOXES for fit in FITS for least in MIN_NET_GRADIENTS]
     sides = [
-        Side("Picasso, box 7", [choice for choice in choices if choice[0] == 7], peer),
-        Side("Picasso, any box", choices, peer),
+        Side("Picasso, box 7", [choice for choice in CHOICES if choice[0] == 7], partial(peer, picasso)),
+        Side("Picasso, any box", CHOICES, partial(peer, picasso)),
         Side("smlmtut, find and fit", [(t, w) for t in THRESHOLDS for w in WINDOWS], classical),
     ]
     if weights != "none":
@@ -128,11 +125,18 @@ def all_sides(picasso: Localize, weights: str) -> list[Side]:
     return sides
 
 
+def peer(picasso: Localize, scene: Scene, box: int, fit: str, least: float) -> Points:
+    """Picasso's way, the fits of local maxima with a net gradient above least."""
+    table = picasso(scene.path, box, fit)  # its fits do not depend on one another, so it is enough to leave out
+    frame, u, v, _ = table[table[:, 3] > least].T
+    return Points(frame, u, v)
+
+
 def classical(scene: Scene, threshold: float, window: int) -> Points:
     """Chapter 4's way: local maxima of a matched filter, each fitted by maximum likelihood with σ known."""
     electrons, found = candidates(scene, threshold)
     spots, corners = cut_spots(electrons, found, window)
-    fit = fit_spots(spots, SIGMA, read_variance=float(CAMERA.read_variance_electrons))
+    fit = fit_spots(spots, SIGMA, read_variance=float(scene.camera.read_variance_electrons))
     keep = fit.converged
     return Points(found[keep, 0], (corners[:, 1] + fit.u)[keep], (corners[:, 0] + fit.v)[keep])
 
@@ -140,7 +144,7 @@ def classical(scene: Scene, threshold: float, window: int) -> Points:
 @cache
 def candidates(scene: Scene, threshold: float) -> tuple[Tensor, Tensor]:
     """The frames in photo-electrons and the spots found in them."""
-    electrons = to_photoelectrons(scene.adu, CAMERA)
+    electrons = to_photoelectrons(scene.adu, scene.camera)
     return electrons, find_spots(electrons, SIGMA, threshold)
 
 
@@ -151,7 +155,7 @@ def learned(network, scene: Scene) -> Points:
 
     frame, u, v = [], [], []
     for first in range(0, len(scene.adu), 32):  # bounds the memory
-        y = deepstorm.estimate_kde(network, scene.adu[first : first + 32], CAMERA)
+        y = deepstorm.estimate_kde(network, scene.adu[first : first + 32], scene.camera)
         found = kde.to_coordinates(y, network.factor, network.sigma)
         frame.append(found.frame + first)
         u.append(found.u)
@@ -163,24 +167,25 @@ def compare(side: Side, density: float, practice: Scene, scored: Scene) -> dict:
     """The side's scores with the settings that are best on the practice frames."""
     best = side.settings[0]
     if len(side.settings) > 1:
-        jaccard = {s: challenge(side.localize(practice, *s), practice.truth).jaccard for s in side.settings}
+        jaccard = {s: challenge(side.localize(practice, *s), practice).jaccard for s in side.settings}
         best = max(jaccard, key=lambda s: np.nan_to_num(jaccard[s]))
     found = side.localize(scored, *best)
     row: dict = {"density": density, "side": side.name, "settings": list(best)}
-    row |= asdict(challenge(found, scored.truth))
-    return row | {"jaccard_se": jaccard_se(found, scored.truth, len(scored.adu))}
+    row |= asdict(challenge(found, scored))
+    return row | {"jaccard_se": jaccard_se(found, scored)}
 
 
-def challenge(found: Points, truth: Points) -> localization.Scores:
+def challenge(found: Points, scene: Scene) -> localization.Scores:
     """Scores as in the challenge: 250 nm, greedy, 450 nm of border left out."""
-    return localization.score(found, truth, PIXEL_NM, SHAPE, localization.BORDER_NM)
+    return localization.score(found, scene.truth, scene.pixel_nm, SHAPE, localization.BORDER_NM)
 
 
-def jaccard_se(found: Points, truth: Points, frames: int) -> float:
+def jaccard_se(found: Points, scene: Scene) -> float:
     """Standard error of the Jaccard index, a ratio of two sums over independent frames."""
-    found, truth = (localization.inside(x, SHAPE, PIXEL_NM, localization.BORDER_NM) for x in (found, truth))
-    pairs = localization.match(found, truth, PIXEL_NM)
-    paired, f, t = (np.bincount(x, minlength=frames) for x in (found.frame[pairs.found], found.frame, truth.frame))
+    pixel_nm, border = scene.pixel_nm, localization.BORDER_NM
+    found, truth = (localization.inside(x, SHAPE, pixel_nm, border) for x in (found, scene.truth))
+    pairs = localization.match(found, truth, pixel_nm)
+    paired, f, t = (np.bincount(x, minlength=len(scene.adu)) for x in (found.frame[pairs.found], found.frame, truth.frame))
     union = f + t - paired
     return float(np.sqrt(np.square(paired - paired.sum() / union.sum() * union).sum()) / union.sum())
 

@@ -1,7 +1,7 @@
 """Two independent witnesses by the library sbi: TARP, and the local classifier two-sample test (L-C2ST).
 
     pip install sbi
-    python benchmarks/witnesses.py                   # draws of the prior, and the shipped model
+    python benchmarks/witnesses.py       # draws of the prior, and the shipped models
 
 Both ask about calibration against the truth, on frames of the whole prior. *Draws of the prior* are calibrated by
 definition: TARP lets them pass. L-C2ST sees the frame, through a summary of ŷ, and does not.
@@ -18,12 +18,11 @@ from sbi.diagnostics.tarp import _run_tarp, check_tarp  # type: ignore[import-no
 from scipy.stats import kstest
 from torch import Tensor
 
-from benchmarks.bakeoff import FACTOR, SIGMA, Frames, Method, diffusion, prior_draws, prior_part
+from benchmarks.bakeoff import FACTOR, SIGMA, Frames, Method, as_kdes, chosen, prior_draws, prior_part, shipped
 from smlmtut._random import step_generator
 from smlmtut.evaluation.against_exact import summary_vector
 from smlmtut.evaluation.calibration import tarp
 from smlmtut.networks import pretrained
-from smlmtut.networks.cddpm import ConditionalDiffusion
 
 SEED, JOINT = 20261130, 2000  # of the frames of L-C2ST, which are none of the bake-off, and how many they are
 ASKED, DRAWS, NULLS, REJECT = 20, 64, 50, 0.05  # frames it is asked about, samples of each, fits under the null
@@ -75,11 +74,14 @@ def lc2st_of(method: Method, frames: Frames) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
-    phi, network = pretrained.load(), pretrained.load("cddpm-2d", kind=ConditionalDiffusion)
-    methods = {"prior": prior_draws("prior"), "cddpm-2d": diffusion(network)}
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of them")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    phi, models = pretrained.load(), shipped()
+    methods = {"prior": prior_draws("prior")} | {name: models[name] for name in ("engression-2d", "cddpm-2d")}
+    methods |= {"engression-2d as KDEs": lambda *given: as_kdes(models["engression-2d"](*given))}
     frames, joint = prior_part(phi), prior_part(phi, JOINT + ASKED, SEED)
-    for name, method in methods.items():
+    for name, method in chosen(methods, given.only).items():
         ours, theirs, off = tarp_of(method, frames)
         print(f"{name}: TARP p {ours:.3g}, by sbi {theirs:.3g}, coverages differ by {off:.3f} at most", flush=True)
         print(f"{name}: L-C2ST rejects {lc2st_of(method, joint):.0%} of {ASKED} frames", flush=True)

@@ -17,6 +17,7 @@ from smlmtut.networks.deepstorm import (
     convolution,
     estimate_kde,
     network_input,
+    resized,
 )
 from smlmtut.networks.inputs import input_electrons
 
@@ -334,6 +335,21 @@ def test_seeds_differ_and_repeat():
     assert any(not torch.equal(x, y) for x, y in itertools.zip_longest(a.values(), c.values()))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 8)])
+def test_resizing_is_repeating_pixels_and_convolving(shape):
+    """As chapter 6 writes it; also its gradients, by which weights and features learn."""
+    torch.manual_seed(0)
+    layer = convolution(5, 3).double()
+    torch.nn.init.normal_(layer.get_parameter("bias"))
+    h = torch.randn(2, 5, *shape, dtype=torch.float64, requires_grad=True)
+    pull, found = torch.randn(2, 3, *(2 * n for n in shape), dtype=torch.float64), []
+    for y in (resized(h, layer), layer(h.repeat_interleave(2, 2).repeat_interleave(2, 3))):
+        wanted = (h, *layer.parameters())
+        found.append((y, *torch.autograd.grad((y * pull).sum(), wanted)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("channels", [8, 24, 32])
 def test_gradients_in_bf16_are_those_of_float32_roughly(channels):
     """Also for the features that the CPU's kernel gets wrong, see deepstorm.Convolution."""
@@ -352,6 +368,21 @@ def test_gradients_in_bf16_are_those_of_float32_roughly(channels):
         gradients.append(network.weight.grad)
     # 8 bits of each product: 2⁻⁸ of the largest gradient is a fair size of the error of a sum; four of it
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=float(gradients[0].abs().max()) / 64)
+
+
+@pytest.mark.parametrize("channels", [8, 24, 32])
+def test_gradients_of_resizing_in_bf16(channels):
+    """The kernels of a transposed convolution are others."""
+    torch.manual_seed(0)
+    layer, gradients = convolution(channels, 8), []
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(2, channels, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    for lower in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            loss = resized(x, layer).float().square().mean()
+        gradients.append(torch.autograd.grad(loss, (x, *layer.parameters())))
+    for exact, rounded in zip(*gradients, strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=0, atol=float(exact.abs().max()) / 64)
 
 
 def test_the_input_gives_the_electrons_back():

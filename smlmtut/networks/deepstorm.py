@@ -72,7 +72,7 @@ class DeepSTORM(nn.Module):
         for layer in self.context:
             h = h + F.relu(layer(h), inplace=True)
         for layer in self.resize:
-            h = F.relu(layer(F.interpolate(h, scale_factor=2.0, mode="nearest")), inplace=True)  # ×2, ×4
+            h = F.relu(resized(h, layer), inplace=True)  # ×2, ×4
         for layer in self.predict:
             h = h + F.relu(layer(h), inplace=True)
         # In bf16, with 8 bits, neighbouring pixels of a peak would be equal.
@@ -155,6 +155,15 @@ class Convolution(nn.Conv2d):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float())
+
+
+def resized(h: Tensor, layer: nn.Conv2d) -> Tensor:
+    """layer(h with each pixel repeated twice along both axes), (B, C', 2H, 2W), in a fifth of the time in bf16.
+
+    Repeating pixels and convolving is one transposed convolution; its kernel is the 3 × 3 one summed over 2 × 2 pixels.
+    """
+    kernel = 4 * F.avg_pool2d(F.pad(layer.weight.flip(2, 3), (1, 1, 1, 1)), 2, 1)  # (C', C, 4, 4)
+    return F.conv_transpose2d(h, kernel.transpose(0, 1), layer.bias, stride=2, padding=1)
 
 
 def convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
