@@ -185,7 +185,9 @@ def jaccard_se(found: Points, scene: Scene) -> float:
     pixel_nm, border = scene.pixel_nm, localization.BORDER_NM
     found, truth = (localization.inside(x, SHAPE, pixel_nm, border) for x in (found, scene.truth))
     pairs = localization.match(found, truth, pixel_nm)
-    paired, f, t = (np.bincount(x, minlength=len(scene.adu)) for x in (found.frame[pairs.found], found.frame, truth.frame))
+    paired, f, t = (
+        np.bincount(x, minlength=len(scene.adu)) for x in (found.frame[pairs.found], found.frame, truth.frame)
+    )
     union = f + t - paired
     return float(np.sqrt(np.square(paired - paired.sum() / union.sum() * union).sum()) / union.sum())
 

@@ -75,7 +75,9 @@ def main() -> None:
         maps = (float(x) for x in (camera.gain, camera.offset, camera.read_variance))
         with picasso_localize(python, folder, PIXEL_NM, *maps) as picasso:
             sides.append(Side(f"Picasso {picasso_version(python)}", CHOICES, partial(peer, picasso)))
-            print("| stack | molecules per µm² | side | Jaccard | precision | recall | RMSE, nm |\n|---|---|---|---|---|---|---|")
+            print(
+                "| stack | molecules per µm² | side | Jaccard | precision | recall | RMSE, nm |\n|---|---|---|---|---|---|---|"
+            )
             leads = [of_stack(name, camera, sides, folder) for name in PRACTICE]
     print(f"Jaccard index over Picasso's, least of the stacks: {min(leads):.2f}")
 

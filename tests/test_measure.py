@@ -88,6 +88,13 @@ def test_a_wrong_camera_is_named(movie, wrong, words):
     assert any(words in problem for problem in found.problems), found
 
 
+@pytest.mark.parametrize("density, crowded", [(1.5, False), (3.0, True), (5.0, True)])
+def test_a_crowd_is_named(density, crowded):
+    """What a molecule looks like cannot be told from spots of several."""
+    problems = measure_movie(simulated(density=density, seed=3)[0], CAMERA, 100.0).problems
+    assert any("crowded" in problem for problem in problems) == crowded
+
+
 def test_nine_of_ten_emitters_are_found_at_the_stated_brightness():
     """Alone on a grid, with N where nine of ten are found: a share of 0.9, within 4 standard errors and 0.03.
 

@@ -15,7 +15,7 @@ from smlmtut.evaluation import against_exact
 from smlmtut.imaging.camera import Camera, to_photoelectrons
 from smlmtut.imaging.kde import kde_image
 from smlmtut.imaging.psf import PSF, Emitters, expected_photons
-from smlmtut.posterior import Prior, chain_posterior, count_prior, grid_posterior, mode_posterior, sweeps
+from smlmtut.posterior import Prior, chain_posterior, count_prior, grid_posterior, mode_posterior, modes, sweeps
 from smlmtut.posterior.mode_search import Mode, Problem
 from smlmtut.posterior.normal_modes import NormalModes
 
@@ -51,6 +51,16 @@ def test_one_emitter_has_the_grids_mean_and_sd():
         assert float(values.mean()) == pytest.approx(mean, abs=0.07 * sd), name
         assert float(values.std()) == pytest.approx(sd, rel=0.05), name
     assert found.count_probability.tolist() == [[0.0, 1.0]] and float(found.size) > 4000
+
+
+def test_no_draw_within_the_prior_is_told(monkeypatch):
+    """As in a crowd of thirty: not the draw that comes last, silently, but the mode, with an effective size of 0."""
+    monkeypatch.setattr(modes, "_inside", lambda problem, theta, present: torch.zeros(len(theta), dtype=torch.bool))
+    x, guess = frame((4.2, 3.7, 300.0)), start((4.0, 4.0, 300.0))
+    found = mode_posterior(x, torch.tensor([0.0, 1.0]), guess, step_generator(1, 0), 2.0, PRIOR, 32)
+    assert found.size.tolist() == [0] and not found.count_probability.any()
+    assert found.u.shape == (1, 32, 1) and bool((found.u - 4.2).abs().max() < 0.5)
+    assert bool((found.photons - 300).abs().max() < 100) and not float(found.photons.var())
 
 
 @pytest.mark.parametrize("photons", [50.0, 55.0, 60.0])

@@ -32,6 +32,8 @@ TOLD = {  # names of a MovieMeasure's numbers in the file
     "rejected": "share_of_spots_not_explained", "expected": "the_same_in_simulation",
 }  # fmt: skip
 ROUND, GAIN, REJECTED = 0.03, 0.15, 0.10  # differences from a round PSF, and from the twin, that are problems
+# Spread of σ and its error, over σ: to 2 emitters per µm² at most .03 and .005, from 3 on about .3 and .03 or more
+CROWDED, UNSURE = 0.2, 0.02
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,13 @@ def problems(
 ) -> list[str]:  # fmt: skip
     """What contradicts the camera or the scene, each with what to do."""
     found = []
+    spread = max((sigma.high / sigma.median - 1) / CROWDED, sigma.sd / sigma.median / UNSURE)
+    if spread > 1 and photons.median >= NEAR * seen_above:  # dim ones scatter, of which the last sentence below tells
+        found.append(
+            f"spots that look isolated are {sigma.low:.2f} to {sigma.high:.2f} px wide, the median ± {sigma.sd:.2f}: "
+            "emitters are too crowded, clustered or out of focus to tell what one looks like, and σ, N, density and gain "
+            "are not to be relied on; measure frames with fewer emitters, or write PSF and N into the file by hand"
+        )
     if below > BELOW_LIMIT:
         found.append(
             f"{below:.1%} of the pixels lie far below the offset, beyond what the read noise allows: "

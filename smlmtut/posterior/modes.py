@@ -32,7 +32,8 @@ class ModeDraws:
     count_probability: p(K | x), (B, M + 1). size: effective number of weighted draws, (B,), of which these are chosen.
     log_evidence: log p(x, K) for each K, (B, M + 1), in nats up to a constant of the frame; −∞ where no mode has K.
     modes: how many there are, (B,). disagreement: half of Σ |p_1(K) − p_2(K)| with the modes of each search alone and
-    their evidence by Laplace, (B,).
+    their evidence by Laplace, (B,). Where no weighted draw lies within the prior, as in a crowd it may happen, size and
+    count_probability are 0 and the draws are copies of the best mode, moved into the prior: an answer without a spread.
     """
 
     u: Tensor
@@ -116,6 +117,8 @@ def _weighted(
     evidence = torch.full_like(problem.log_count, -math.inf)  # log p(x, K), as far as it lies about the modes
     for k in number.unique().tolist():
         evidence[k] = log_weight[number == k].logsumexp(0) - math.log(draws)
+    if not bool((log_weight > -math.inf).any()):
+        return _of_the_mode(problem, modes, samples)
     weight = torch.softmax(log_weight, 0)
     # systematic resampling: each draw as often as its weight says, up to one
     ladder = (torch.arange(samples) + torch.rand((), generator=generator, dtype=torch.float64)) / samples
@@ -126,6 +129,22 @@ def _weighted(
     return ModeDraws(
         u, v, photons, background, sigma, torch.softmax(evidence, 0)[None], evidence[None],
         1 / weight.square().sum()[None], (modes.number >= 0).sum(1), torch.zeros(1),
+    )  # fmt: skip
+
+
+def _of_the_mode(problem: Problem, modes: NormalModes, samples: int) -> ModeDraws:
+    """The best mode of one frame in place of draws, with an effective size of 0."""
+    best = int(modes.log_share[0].argmax())
+    present = torch.arange(modes.mean.shape[2] // 3) < modes.number[0, best]
+    low, high = problem.limits.T
+    mean = modes.mean[0, best]
+    own = mean[:-2].unflatten(0, (-1, 3)).clamp(low[:3], high[:3]) * present[:, None]
+    u, v, photons = own.T[:, None, None].expand(3, 1, samples, -1)
+    background, sigma = mean[-2:, None, None].clamp(low[3:, None, None], high[3:, None, None]).expand(2, 1, samples)
+    nothing = torch.zeros_like(problem.log_count)[None]
+    return ModeDraws(
+        u, v, photons, background, sigma, nothing, nothing.log(), torch.zeros(1), (modes.number >= 0).sum(1),
+        torch.zeros(1),
     )  # fmt: skip
 
 
