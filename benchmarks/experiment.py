@@ -1,6 +1,7 @@
 """A whole experiment: a simulated movie of 5,000 frames, localized with uncertainty, beside its truth.
 
     python benchmarks/experiment.py
+    python benchmarks/experiment.py --picasso [PYTHON]       # then, find and fit by Picasso on the same two movies
 
 Molecules on filaments and rings blink and bleach on a sample that drifts, on a part of the real sensor; a second, short
 movie has 3 molecules per µm² all the time. `localize` writes one table for each, with standard deviations and
@@ -10,6 +11,7 @@ smlmtut/results/experiment.npz, the tables with the distance of each row to its 
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.localize_vs_picasso import CHOICES
+from benchmarks.picasso_side import picasso_localize, picasso_python
 from smlmtut import data
 from smlmtut._random import step_generator
 from smlmtut.evaluation.localization import Points, match
@@ -37,6 +41,7 @@ BACKGROUND, PHOTONS = 5.0, Uniform(500.0, 1500.0)
 ON_TIME, OFF_TIME = 2.0, 620.0  # frames
 DRIFT_NM, WALK_NM = (150.0, -90.0), 0.5  # of the whole movie; sd of a random step on top, along each axis and frame
 THRESHOLD = 0.1  # lowest peak of ŷ: low, so that there is something to filter
+PRACTICE = 0.05  # share of the frames, for Picasso's settings
 TOLERANCE_NM = 100.0  # of a pair, as in benchmarks/filtering.py
 MOVIES = {"movie": (5000, 1.2, 4.0), "dense": (100, 3.0, 1e9)}  # frames, molecules on at first per µm², flashes of each
 
@@ -93,19 +98,51 @@ def localized(name: str, made: Simulated, samples: int, folder: Path) -> pd.Data
     return read_localizations(path, PIXEL_NM)
 
 
-def with_errors(table: pd.DataFrame, made: Simulated) -> tuple[pd.DataFrame, int]:
+def with_errors(table: pd.DataFrame, made: Simulated, frames: int) -> tuple[pd.DataFrame, int]:
     """The table with `error`, nm, NaN where a row has no molecule within reach; and the number of emitters to be found.
 
-    Emitters count that lie inside the frame and give it 100 photons or more, the fewest in training.
+    Emitters of the first so many frames count that lie inside the frame and give it 100 photons or more, the fewest in
+    training.
     """
     f = made.flashes
     seen = (f.photons >= 100) & (f.u > -0.5) & (f.u < SHAPE[1] - 0.5) & (f.v > -0.5) & (f.v < SHAPE[0] - 0.5)
+    seen &= f.frame < frames
     truth = Points(*(x[seen].numpy() for x in (f.frame, f.u, f.v)))
     found = Points(*(table[x].to_numpy() for x in ("frame", "u", "v")))
     pairs = match(found, truth, PIXEL_NM, TOLERANCE_NM)
     error = np.full(len(table), np.nan)
     error[pairs.found.numpy()] = PIXEL_NM * pairs.distance.numpy()
     return table.assign(error=error), int(seen.sum())
+
+
+def beside(name: str, made: Simulated, table: pd.DataFrame, python: str, folder: Path) -> None:
+    """Print Jaccard index, recall, wrong ones and RMSE of the table, whole and filtered, and of Picasso.
+
+    Picasso's settings are those with the best Jaccard index on the first frames, PRACTICE of all; ours `localize`'s.
+    """
+    practice, every = max(1, round(PRACTICE * len(made.adu))), len(made.adu)
+    for frames in (practice, every):
+        np.save(folder / f"{name}-{frames}.npy", made.adu[:frames])
+    camera = [np.asarray(getattr(made.camera, k)).tolist() for k in ("gain", "offset", "read_variance")]
+    with tempfile.TemporaryDirectory() as place, picasso_localize(python, place, PIXEL_NM, *camera) as picasso:
+
+        def peer(box: int, fit: str, least: float, frames: int) -> pd.DataFrame:
+            found = picasso(str(folder / f"{name}-{frames}.npy"), box, fit)
+            return pd.DataFrame(found[found[:, 3] > least, :3], columns=["frame", "u", "v"]).astype({"frame": int})
+
+        best = max(CHOICES, key=lambda choice: np.nan_to_num(judged(peer(*choice, practice), made, practice)[0]))
+        sides = {"all rows": table, "probability ≥ ½": table[table["probability"] >= 0.5]}
+        for side, rows in (sides | {f"Picasso, {best}": peer(*best, every)}).items():
+            jaccard, recall, wrong, rmse = judged(rows, made, every)
+            print(f"{name}, {side}: Jaccard {jaccard:.3f}, recall {recall:.3f}, wrong {wrong:.3f}, RMSE {rmse:.1f} nm")
+
+
+def judged(table: pd.DataFrame, made: Simulated, frames: int) -> tuple[float, float, float, float]:
+    """Jaccard index, recall, share of wrong ones and RMSE (nm) in the first so many frames."""
+    found, molecules = with_errors(table, made, frames)
+    right = int(found["error"].notna().sum())
+    rmse = float(np.sqrt((found["error"] ** 2).mean()))
+    return right / (len(found) + molecules - right), right / molecules, 1 - right / max(1, len(found)), rmse
 
 
 def packed(table: pd.DataFrame, samples: int) -> dict[str, np.ndarray]:
@@ -125,6 +162,7 @@ def main() -> None:
     parser.add_argument("--dense", type=int, default=MOVIES["dense"][0], help="frames of the dense one")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=ROOT / "_build" / "experiment", help="for what a run leaves")
+    parser.add_argument("--picasso", nargs="?", const="", help="beside; Python interpreter with picassosr, or none")
     parser.add_argument("--out", type=Path, default=ROOT / "smlmtut" / "results", help="for experiment.json and .npz")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +171,9 @@ def main() -> None:
     for name, frames in (("dense", given.dense), ("movie", given.frames)):
         start = time.process_time()
         made = simulate(frames, *MOVIES[name][1:])
-        table, molecules = with_errors(localized(name, made, given.samples, given.folder), made)
+        table, molecules = with_errors(localized(name, made, given.samples, given.folder), made, frames)
+        if given.picasso is not None:
+            beside(name, made, table, picasso_python(given.picasso), given.folder)
         arrays |= {f"{name} {column}": x for column, x in packed(table, given.samples).items()}
         told[name] = {"frames": frames, "samples": given.samples, "emitters": molecules}
         if name == "movie":

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+Map = float | list[list[float]]
 Localize = Callable[[str, int, str], np.ndarray]
 
 
@@ -40,11 +41,12 @@ def picasso_version(python: str) -> str:
 
 @contextmanager
 def picasso_localize(
-    python: str, folder: str, pixel_size_nm: float, gain: float, offset: float, read_variance: float
+    python: str, folder: str, pixel_size_nm: float, gain: Map, offset: Map, read_variance: Map
 ) -> Iterator[Localize]:
     """Start Picasso; gives localize(movie, box, fit) -> (K, 4) frame, x, y and net gradient of all local maxima.
 
-    movie: an .npy file of (T, H, W) ADU; folder: for the results; gain in ADU/e⁻, offset in ADU, variance in ADU².
+    movie: an .npy file of (T, H, W) ADU; folder: for the results; gain in ADU/e⁻, offset in ADU, variance in ADU²: each
+    a number, or a map (H, W) as nested lists.
     """
     command = [python, str(Path(__file__).resolve())]
     common = {"pixel": pixel_size_nm, "gain": gain, "offset": offset, "variance": read_variance}
@@ -73,15 +75,15 @@ def worker() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         movie = np.load(order["movie"])
-        # constant maps rather than numbers: only so does its likelihood know the read noise
+        # maps rather than numbers: only so does its likelihood know the read noise
         maps = {name: np.full(movie.shape[1:], order[name], np.float32) for name in ("gain", "offset", "variance")}
         table = localize.localize_frames(
             movie,
             None,
             {"Min. Net Gradient": 0, "Box Size": order["box"]},
             camera_info={
-                "Baseline": order["offset"],
-                "Sensitivity": 1 / order["gain"],
+                "Baseline": float(np.mean(order["offset"])),
+                "Sensitivity": 1 / float(np.mean(order["gain"])),
                 "Gain": 1,
                 "Qe": 1,
                 "Pixelsize": order["pixel"],

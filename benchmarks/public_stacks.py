@@ -8,11 +8,11 @@ with 5 to 6 molecules per µm²: "tubes", 361 frames of bundled tubes of the EPF
 frames of ThunderSTORM's simulator that its authors trained on. Files are looked for in SMLMTUT_DATA, then downloaded.
 
 Of the camera nothing is stated. The offset is taken to be 100 ADU, and the gain is the one at which pixels that are
-never lit vary as their light: an EMCCD doubles that variance, as if half of the photons were lost. The scene to train on
-says what one who set up such a microscope knows: PSF and background of the settings that the second stack tells, N and
-density within wide limits. `measure_movie` is asked, too, and its verdict printed. Settings of Picasso's side are the
-best of all on the first frames of each stack, which are not scored; ours has none. Scores as in the challenge of 2016.
-The last line is the least of our fine-tuned Jaccard index over Picasso's.
+never lit vary as their light: an EMCCD doubles that variance, as if half of the photons were lost. The scene to train
+on says what one who set up such a microscope knows: PSF and background of the settings that the second stack tells, N
+and density within wide limits. `measure_movie` is asked, too, and its verdict printed. Settings of Picasso's side are
+the best of all on the first frames of each stack, which are not scored; ours has none. Scores as in the challenge of
+2016. The last line is the least of our fine-tuned Jaccard index over Picasso's.
 """
 
 import argparse
@@ -39,12 +39,25 @@ from smlmtut.networks import pretrained
 
 ORIGIN = "https://raw.githubusercontent.com/EliasNehme/Deep-STORM/89eb61e15c7b14a761c434ee7ed936d6231b324b/"
 DEMO = "demo%201%20-%20Simulated%20Microtubules/"
-FILES = {  # name here: name there, SHA-256
-    "deepstorm_tubes.tif": ("testStack_SimulatedMicrotubules.tif", "a7a63a49c06b1f1f100e7a3dfdb50f6609a89224aada673589fbac5da0bb3349"),
-    "deepstorm_tubes.xlsx": ("Positions_Bundeld_Tubulin_Recreated.xlsx", "4738ed5001d46adce65c45f93b5e81957747277c186bf1e8b1b970b339fab34a"),
-    "deepstorm_uniform.tif": ("ArtificialDataset_demo1.tif", "94cf07e9bfcfca43fe90aac953a858df03ec5273760086654577c4041a5b098b"),
-    "deepstorm_uniform.csv": ("positions_demo1.csv", "e3cdb551c42ecabca06b45989844ff3cf66c5459db49d802875488855262ac3d"),
-}  # fmt: skip
+FILES = {  # name here: SHA-256, name there
+    "deepstorm_tubes.tif": (
+        "a7a63a49c06b1f1f100e7a3dfdb50f6609a89224aada673589fbac5da0bb3349",
+        "testStack_SimulatedMicrotubules.tif",
+    ),
+    "deepstorm_tubes.xlsx": (
+        "4738ed5001d46adce65c45f93b5e81957747277c186bf1e8b1b970b339fab34a",
+        "Positions_Bundeld_Tubulin_Recreated.xlsx",
+    ),
+    "deepstorm_uniform.tif": (
+        "94cf07e9bfcfca43fe90aac953a858df03ec5273760086654577c4041a5b098b",
+        "ArtificialDataset_demo1.tif",
+    ),
+    "deepstorm_uniform.csv": (
+        "e3cdb551c42ecabca06b45989844ff3cf66c5459db49d802875488855262ac3d",
+        "positions_demo1.csv",
+    ),
+}
+HEAD = "| stack | molecules per µm² | side | Jaccard | precision | recall | RMSE, nm |\n|---|---|---|---|---|---|---|"
 PIXEL_NM, OFFSET, DARK = 100.0, 100.0, 0.05  # DARK: share of the pixels that are never lit
 PRACTICE = {"tubes": 61, "uniform": 5}  # first frames, for Picasso's settings
 SIGMA, PHOTONS, DENSITY = Uniform(1.05, 1.16), LogUniform(300.0, 3000.0), LogUniform(0.5, 15.0)  # px, e⁻, per µm²
@@ -75,9 +88,7 @@ def main() -> None:
         maps = (float(x) for x in (camera.gain, camera.offset, camera.read_variance))
         with picasso_localize(python, folder, PIXEL_NM, *maps) as picasso:
             sides.append(Side(f"Picasso {picasso_version(python)}", CHOICES, partial(peer, picasso)))
-            print(
-                "| stack | molecules per µm² | side | Jaccard | precision | recall | RMSE, nm |\n|---|---|---|---|---|---|---|"
-            )
+            print(HEAD)
             leads = [of_stack(name, camera, sides, folder) for name in PRACTICE]
     print(f"Jaccard index over Picasso's, least of the stacks: {min(leads):.2f}")
 
@@ -93,8 +104,9 @@ def of_stack(name: str, camera: Camera, sides: list[Side], folder: str) -> float
     for row in rows:
         print(
             f"| {name} | {density:.1f} | {row['side']} | {row['jaccard']:.3f} ± {row['jaccard_se']:.3f} "
-            f"| {row['precision']:.3f} | {row['recall']:.3f} | {row['rmse_nm']:.1f} |", flush=True
-        )  # fmt: skip
+            f"| {row['precision']:.3f} | {row['recall']:.3f} | {row['rmse_nm']:.1f} |",
+            flush=True,
+        )
     return rows[-2]["jaccard"] / rows[-1]["jaccard"]
 
 
@@ -107,7 +119,7 @@ def part(path: str, adu: np.ndarray, truth: np.ndarray, start: int, stop: int, c
 
 
 def stack(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T, H, W), ADU, and the truth (M, 3): frame, u, v. Both files count frames from 1, and nm from a corner."""
+    """Frames (T, H, W), ADU, and the truth (M, 3): frame, u, v. Frames count from 0, u and v in px."""
     adu = tifffile.imread(fetched(f"deepstorm_{name}.tif")).astype(np.float32)
     if name == "tubes":
         table = pd.read_excel(fetched("deepstorm_tubes.xlsx"))
@@ -128,7 +140,7 @@ def photon_transfer(adu: np.ndarray) -> tuple[Camera, float]:
 
 def fetched(name: str) -> Path:
     """Path of one of FILES on this machine, its SHA-256 verified."""
-    there, sha256 = FILES[name]
+    sha256, there = FILES[name]
     folder = os.environ.get("SMLMTUT_DATA", "")
     if (Path(folder) / name).is_file():
         assert pooch.file_hash(Path(folder) / name) == sha256, f"{name} is another file"

@@ -147,7 +147,7 @@ def problems(
     if spread > 1 and photons.median >= NEAR * seen_above:  # dim ones scatter, of which the last sentence below tells
         found.append(
             f"spots that look isolated are {sigma.low:.2f} to {sigma.high:.2f} px wide, the median ± {sigma.sd:.2f}: "
-            "emitters are too crowded, clustered or out of focus to tell what one looks like, and σ, N, density and gain "
+            "emitters are too crowded, clustered or out of focus to tell what one looks like, and σ, N, density, gain "
             "are not to be relied on; measure frames with fewer emitters, or write PSF and N into the file by hand"
         )
     if below > BELOW_LIMIT:
