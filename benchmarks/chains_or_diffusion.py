@@ -6,7 +6,8 @@ Two curves, on one thread unless told otherwise, each computed anew where it is 
 (`--densities` without a number, `--most 0`):
   density   frames of one density, 0.5 to 8 emitters per µm²: 16 chains of 2400 sweeps, as in the first attempt of
             `reference_posteriors.py`, and on how many frames they get its certificate; seconds of chains, networks and
-            importance sampling from the modes; their regret on these frames, their score against the truth on all
+            importance sampling from the modes; their regret on these frames, their score against the truth on all;
+            with `--short` instead that score of chains of so many sweeps, added to rows that are there
   regret    the dev frames of the reference: energy regret of 64 draws of short chains, by the seconds that they took,
             beside that of the networks, whose draws are read as molecules; where a network lies below the line of the
             chains, it is the better one for the same time
@@ -67,7 +68,7 @@ def of_density(density: float, methods: dict[str, bakeoff.Method], phi: DeepSTOR
     all frames everybody's energy score against the truth."""
     rows = density_frames(density)
     there = rows["truth_photons"] > 0
-    most = max(12, 2 * int(there.sum(1).max()), round(1.5 * density * AREA))
+    most = most_of(rows, density)
     began = time.perf_counter()
     solved = solve_part(rows, Kind(0, 0, most, 400, 400, 5), step_generator(SEED, 1000), ATTEMPTS)
     spent = (time.perf_counter() - began) / FRAMES
@@ -97,18 +98,38 @@ def worst(notes: list[dict[str, float]]) -> float:
     return max(note["r_hat"] for note in notes)
 
 
-def of_budget(rows: dict[str, np.ndarray], frames: bakeoff.Frames, kind: str, sweeps: int) -> dict[str, float]:
-    """Energy regret of 64 draws of chains this short, and the seconds a frame that they took."""
-    draws = max(4, KEPT // CHAINS)
-    short = replace(KINDS[kind], burn_in=sweeps // 2, draws=draws, thin=max(1, sweeps // 2 // draws))
+def short_chains(rows: dict[str, np.ndarray], kind: Kind, sweeps: int, seed: int) -> tuple[torch.Tensor, float]:
+    """KDEs of 64 draws of chains this short, half of them burn-in, and the seconds a frame that they took."""
+    draws, count = max(4, KEPT // CHAINS), len(rows["adu"])
+    short = replace(kind, burn_in=sweeps // 2, draws=draws, thin=max(1, sweeps // 2 // draws))
     began = time.perf_counter()
     # without jumps: in a crowd the search for their targets takes longer than all these chains
-    drawn = run_chains(rows, short, 1, step_generator(SEED, 2000 + sweeps), jumps=False)
-    spent = (time.perf_counter() - began) / len(frames)
-    table = torch.from_numpy(np.stack([thinned(drawn, i) for i in range(len(frames))]))
+    drawn = run_chains(rows, short, 1, step_generator(SEED, seed), jumps=False)
+    spent = (time.perf_counter() - began) / count
+    table = torch.from_numpy(np.stack([thinned(drawn, i) for i in range(count)]))
     u, v, photons = table[..., :-2].unflatten(-1, (3, -1)).unbind(-2)
-    regret = against.energy_regret(bakeoff.images(u, v, photons), frames.exact)
+    return bakeoff.images(u, v, photons), spent
+
+
+def of_budget(rows: dict[str, np.ndarray], frames: bakeoff.Frames, kind: str, sweeps: int) -> dict[str, float]:
+    """Energy regret of short chains, and their seconds a frame."""
+    images, spent = short_chains(rows, KINDS[kind], sweeps, 2000 + sweeps)
+    regret = against.energy_regret(images, frames.exact)
     return {"sweeps": sweeps, "seconds": spent, "regret": regret.relative(), "error": regret.error()}
+
+
+def of_short(density: float, sweeps: int) -> dict:
+    """Energy score of short chains against the truth, and their seconds a frame."""
+    rows = density_frames(density)
+    u, v, photons = (torch.from_numpy(rows[f"truth_{name}"]) for name in ("u", "v", "photons"))
+    images, spent = short_chains(rows, Kind(0, 0, most_of(rows, density), 0, 0, 0), sweeps, 3000 + sweeps)
+    truth = bakeoff.images(u[:, None], v[:, None], photons[:, None])[:, 0]
+    return {"seconds": spent, "score": energy_score(images, truth).tolist()}
+
+
+def most_of(rows: dict[str, np.ndarray], density: float) -> int:
+    """The largest number of emitters that the prior of the chains allows."""
+    return max(12, 2 * int((rows["truth_photons"] > 0).sum(1).max()), round(1.5 * density * AREA))
 
 
 def main() -> None:
@@ -116,6 +137,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of the reference; none: the file that ships")
     parser.add_argument("--most", type=int, default=16, help="frames of each class for the curve of regret")
     parser.add_argument("--densities", type=float, nargs="*", default=DENSITIES)
+    parser.add_argument("--short", type=int, nargs="+", help="only this: score of chains of so few sweeps, by density")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -126,7 +148,15 @@ def main() -> None:
     if given.json and given.json.exists():
         found |= json.loads(given.json.read_text(encoding="utf-8"))
     found["threads"] = given.threads
-    for density in given.densities:
+    for density in given.densities if given.short else ():
+        for sweeps in given.short:
+            found["density"][str(density)][f"chains, {sweeps} sweeps"] = row = of_short(density, sweeps)
+            print(
+                f"{density} /µm², {sweeps} sweeps: {row['seconds']:.2f} s, score {np.mean(row['score']):.3g}",
+                flush=True,
+            )
+        keep(found, given.json)
+    for density in given.densities if not given.short else ():
         found["density"][str(density)] = row = of_density(density, methods, phi)
         for name, numbers in row.items():
             shown = {key: np.mean(x) for key, x in numbers.items()}
