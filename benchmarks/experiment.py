@@ -140,7 +140,7 @@ def beside(name: str, made: Simulated, table: pd.DataFrame, python: str, folder:
 def judged(table: pd.DataFrame, made: Simulated, frames: int) -> tuple[float, float, float, float]:
     """Jaccard index, recall, share of wrong ones and RMSE (nm) in the first so many frames."""
     found, molecules = with_errors(table, made, frames)
-    right = int(found["error"].notna().sum())
+    right = int(found["error"].notna().to_numpy().sum())
     rmse = float(np.sqrt((found["error"] ** 2).mean()))
     return right / (len(found) + molecules - right), right / molecules, 1 - right / max(1, len(found)), rmse
 

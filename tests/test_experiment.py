@@ -41,7 +41,7 @@ def test_errors_are_distances_to_the_truth(made):
     f = made.flashes
     some = (f.photons >= 100) & (f.u > 0) & (f.u < 63) & (f.v > 0) & (f.v < 63)
     frame, u, v = (x[some].numpy() for x in (f.frame, f.u, f.v))
-    table, emitters = experiment.with_errors(pd.DataFrame({"frame": frame, "u": u + 0.1, "v": v}), made)
+    table, emitters = experiment.with_errors(pd.DataFrame({"frame": frame, "u": u + 0.1, "v": v}), made, len(made.adu))
     assert emitters >= len(table)
     # a few lie nearer to another molecule of the filament, and swap
     assert (np.abs(table["error"].to_numpy() - 10.8) < 1e-3).mean() > 0.95
