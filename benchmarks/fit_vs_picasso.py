@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from picasso_side import picasso_python, picasso_version
+
+from benchmarks.picasso_side import picasso_python, picasso_version
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads must not spin
 SIZE, PHOTONS, BACKGROUND, SIGMA = 11, 500.0, 5.0, 1.0

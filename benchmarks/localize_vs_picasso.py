@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from picasso_side import Localize, picasso_localize, picasso_python, picasso_version
 from torch import Tensor
 
+from benchmarks.picasso_side import Localize, picasso_localize, picasso_python, picasso_version
 from smlmtut.estimation.fit import fit_spots
 from smlmtut.estimation.spots import cut_spots, find_spots
 from smlmtut.evaluation import localization

@@ -72,7 +72,7 @@ class DeepSTORM(nn.Module):
         for layer in self.context:
             h = h + F.relu(layer(h), inplace=True)
         for layer in self.resize:
-            h = F.relu(resized(h, layer), inplace=True)  # ×2, ×4  # type: ignore[arg-type]
+            h = F.relu(resized(h, layer), inplace=True)  # type: ignore[arg-type]  # ×2, ×4
         for layer in self.predict:
             h = h + F.relu(layer(h), inplace=True)
         # In bf16, with 8 bits, neighbouring pixels of a peak would be equal.
