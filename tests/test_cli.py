@@ -19,12 +19,14 @@ from typer.testing import CliRunner
 
 from smlmtut import __version__, io
 from smlmtut.cli.main import app
+from smlmtut.cli.train import TrainingOptions
 from smlmtut.imaging import kde
 from smlmtut.imaging.camera import Camera
 from smlmtut.localize import SamplingSettings, localize_to_file, sample_frames, shipped_sampler
 from smlmtut.localize import frames as movie_frames
 from smlmtut.networks import pretrained
 from smlmtut.networks.cddpm import ConditionalDiffusion
+from smlmtut.networks.settings import TrainingSettings
 
 NUMBERS = ["--gain", "2", "--offset", "100", "--read-variance", "20"]
 
@@ -355,6 +357,33 @@ def test_round_trip_from_simulation_to_image(folder, tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "blur.tif"), expected, atol=1e-5)
     run("render", tmp_path / "locs.csv", "-o", tmp_path / "image.png", "--size", "20,24", "--factor", 3)
     assert imread(tmp_path / "image.png").shape == (60, 72, 4)
+
+
+def test_what_is_doubtful_is_left_out_of_an_image(tmp_path):
+    """By probability, by the larger of both standard deviations, by both; a row without one is out by the second."""
+    table = pd.DataFrame({
+        "frame": 0, "u": [1.0, 2.0, 3.0, 4.0, 5.0], "v": 1.0, "probability": [1.0, 0.9, 0.89, 1.0, 1.0],
+        "u_sd": [0.1, 0.1, 0.1, 0.1, np.nan], "v_sd": [0.1, 0.1, 0.1, 0.21, np.nan],
+    })  # fmt: skip
+    io.write_localizations(tmp_path / "sure.csv", table, 100.0)
+    for options, kept in (
+        ([], [1, 2, 3, 4, 5]), (["--min-probability", 0.9], [1, 2, 4, 5]), (["--max-sd-nm", 20], [1, 2, 3]),
+        (["--min-probability", 0.9, "--max-sd-nm", 20], [1, 2]), (["--min-probability", 1, "--max-sd-nm", 9], []),
+    ):  # fmt: skip
+        command = ["render", tmp_path / "sure.csv", "-o", tmp_path / "sure.tif", "--factor", 1, "--size", "2,6"]
+        said = run(*command, "--pixel-size-nm", 100, *options)
+        assert f"wrote {len(kept)} of 5 localizations" in said
+        assert np.nonzero(tifffile.imread(tmp_path / "sure.tif")[1])[0].tolist() == kept
+    io.write_localizations(tmp_path / "plain.csv", table[["frame", "u", "v"]], 100.0)
+    for option in ("--min-probability", "--max-sd-nm"):
+        command = ["render", tmp_path / "plain.csv", "-o", tmp_path / "plain.tif", option, 0.5]
+        assert f"must have the columns of `localize --uncertainty` for {option}" in run(*command, code=2)
+
+
+def test_a_short_run_ends_after_its_warm_up():
+    base = TrainingSettings(steps=1000, warmup=300)
+    assert TrainingOptions(steps=150).settings(base).warmup == 30
+    assert TrainingOptions(steps=4000).settings(base).warmup == TrainingOptions().settings(base).warmup == 300
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".hdf5"])

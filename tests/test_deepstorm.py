@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from smlmtut.imaging.camera import Camera, to_photoelectrons
+from smlmtut.networks.convolution import convolution, resized
 from smlmtut.networks.deepstorm import (
     ANSCOMBE,
     NOISE_SCALE,
     SIGNAL_SCALE,
     DeepSTORM,
-    convolution,
     estimate_kde,
     network_input,
-    resized,
 )
 from smlmtut.networks.inputs import input_electrons
 
@@ -352,7 +351,7 @@ def test_resizing_is_repeating_pixels_and_convolving(shape):
 
 @pytest.mark.parametrize("channels", [8, 24, 32])
 def test_gradients_in_bf16_are_those_of_float32_roughly(channels):
-    """Also for the features that the CPU's kernel gets wrong, see deepstorm.Convolution."""
+    """Also for the features that the CPU's kernel gets wrong, see convolution.Convolution."""
     gradients = []
     for lower in (False, True):
         network = convolution(channels, channels, dilation=2)

@@ -147,11 +147,20 @@ def render(
         typer.Option("--gaussian/--histogram", help="Blur each by its own standard deviation, or count them."),
     ] = False,
     sd_nm: Annotated[float | None, typer.Option(help="Blur all by this standard deviation instead, nm.")] = None,
+    min_probability: Annotated[float | None, typer.Option(help="Leave out rows that are less probable.")] = None,
+    max_sd_nm: Annotated[
+        float | None, typer.Option(help="Leave out rows with a larger standard deviation along an axis, or none, nm.")
+    ] = None,
     brightest: Annotated[float, typer.Option(help="Quantile of the lit pixels that is white in a .png.")] = 0.99,
 ) -> None:
-    """Render a table of localizations as a super-resolved image.
+    """Render a table of localizations as a super-resolved image, all or those that are probable and precise.
+
+    A .csv knows neither pixel size nor size: give those of the movie. Columns of uncertainties are those of `localize
+    --uncertainty`: probability, uncertainty_x [nm], uncertainty_y [nm].
 
     Example: smlmtut render locs.csv -o image.png --pixel-size-nm 108 --factor 8 --sd-nm 15
+
+    Example: smlmtut render sure.csv -o sure.png --gaussian --factor 8 --min-probability 0.9 --max-sd-nm 15
     """
     with plain_errors():
         import numpy as np
@@ -168,6 +177,17 @@ def render(
         pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
         table = io.read_localizations(localizations, pixel)
         pixel = pixel if pixel is not None else table.attrs.get("pixel_size_nm", 108.0)
+        rows = len(table)
+        for name, limit, columns in (
+            ("min-probability", min_probability, ["probability"]), ("max-sd-nm", max_sd_nm, ["u_sd", "v_sd"])
+        ):  # fmt: skip
+            if limit is None:
+                continue
+            if not set(columns) <= set(table):
+                raise ValueError(f"{localizations} must have the columns of `localize --uncertainty` for --{name}")
+            values = table[columns].to_numpy()
+            kept = values >= limit if name == "min-probability" else values <= limit / pixel
+            table = table[kept.all(1)]
         sd = None
         if sd_nm is not None:
             sd = positive("sd_nm", sd_nm) / pixel
@@ -181,5 +201,5 @@ def render(
         shape = image_shape("size", (height, width))
         image = render(table["u"], table["v"], shape, factor, sd).numpy().astype(np.float32)
         io.write_image(output, image, brightest, pixel / factor)
-        seen = f"{image.sum(dtype=float):.6g} of {len(table)} localizations"
+        seen = f"{image.sum(dtype=float):.6g} of {rows} localizations"
         typer.echo(f"wrote {seen}, {image.shape[0]} × {image.shape[1]} pixels of {pixel / factor:g} nm, to {output}")

@@ -32,7 +32,10 @@ class TrainingOptions:
     def settings(self, base: "TrainingSettings") -> "TrainingSettings":
         """The settings of the shipped weights, with the changes that were given."""
         checked_seed(self.seed)
-        return replace(base, **{name: value for name, value in asdict(self).items() if value is not None})
+        changes: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.steps is not None:  # a short run would end before its learning rate has risen
+            changes["warmup"] = max(0, min(base.warmup, self.steps // 5))
+        return replace(base, **changes)
 
 
 Scene = Annotated[
