@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smlmtut._validate import choice, rank
-from smlmtut.networks.deepstorm import Convolution
+from smlmtut.networks.convolution import Convolution
 
 SCALE_AT_START = 0.1  # of a kernel's peak, about the sd of y beside an emitter given ŷ of DeepSTORM
 NARROWEST = 1e-3  # smallest τ²: τ = 0.03 super-resolved pixels, far below the error of any position here

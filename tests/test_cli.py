@@ -374,7 +374,7 @@ def test_what_is_doubtful_is_left_out_of_an_image(tmp_path):
         said = run(*command, "--pixel-size-nm", 100, *options)
         assert f"wrote {len(kept)} of 5 localizations" in said
         assert np.nonzero(tifffile.imread(tmp_path / "sure.tif")[1])[0].tolist() == kept
-    io.write_localizations(tmp_path / "plain.csv", table[["frame", "u", "v"]], 100.0)
+    io.write_localizations(tmp_path / "plain.csv", table.drop(columns=["probability", "u_sd", "v_sd"]), 100.0)
     for option in ("--min-probability", "--max-sd-nm"):
         command = ["render", tmp_path / "plain.csv", "-o", tmp_path / "plain.tif", option, 0.5]
         assert f"must have the columns of `localize --uncertainty` for {option}" in run(*command, code=2)

@@ -177,17 +177,16 @@ def render(
         pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
         table = io.read_localizations(localizations, pixel)
         pixel = pixel if pixel is not None else table.attrs.get("pixel_size_nm", 108.0)
-        rows = len(table)
-        for name, limit, columns in (
-            ("min-probability", min_probability, ["probability"]), ("max-sd-nm", max_sd_nm, ["u_sd", "v_sd"])
-        ):  # fmt: skip
+        rows, doubtful = len(table), np.zeros(len(table), bool)
+        limits = (("u_sd", "max-sd-nm", max_sd_nm), ("v_sd", "max-sd-nm", max_sd_nm))
+        for column, option, limit in (("probability", "min-probability", min_probability), *limits):
             if limit is None:
                 continue
-            if not set(columns) <= set(table):
-                raise ValueError(f"{localizations} must have the columns of `localize --uncertainty` for --{name}")
-            values = table[columns].to_numpy()
-            kept = values >= limit if name == "min-probability" else values <= limit / pixel
-            table = table[kept.all(1)]
+            if column not in table:
+                raise ValueError(f"{localizations} must have the columns of `localize --uncertainty` for --{option}")
+            values = table[column].to_numpy(float)
+            doubtful |= ~(values >= limit if column == "probability" else values <= limit / pixel)
+        table = table.drop(index=table.index[doubtful])
         sd = None
         if sd_nm is not None:
             sd = positive("sd_nm", sd_nm) / pixel
