@@ -33,7 +33,7 @@ from smlmtut.networks import pretrained, recipes, training
 from smlmtut.networks.cddpm import STEPS, ConditionalDiffusion, DiffusionBatch, LossTerms, pixel_weight
 from smlmtut.networks.checkpoint import read_average
 from smlmtut.networks.condition import FACTOR, FLOOR, Condition, fitted_kde
-from smlmtut.networks.deepstorm import Convolution
+from smlmtut.networks.convolution import Convolution
 from smlmtut.networks.settings import Draw, TrainingSettings
 from smlmtut.networks.unet import UNet
 
