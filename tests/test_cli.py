@@ -378,6 +378,9 @@ def test_what_is_doubtful_is_left_out_of_an_image(tmp_path):
     for option in ("--min-probability", "--max-sd-nm"):
         command = ["render", tmp_path / "plain.csv", "-o", tmp_path / "plain.tif", option, 0.5]
         assert f"must have the columns of `localize --uncertainty` for {option}" in run(*command, code=2)
+    command = ["render", tmp_path / "sure.csv", "-o", tmp_path / "sure.tif"]
+    assert "must lie between 0 and 1, got 90" in run(*command, "--min-probability", 90, code=2)
+    assert "max_sd_nm must be" in run(*command, "--max-sd-nm", -1, code=2)
 
 
 def test_a_short_run_ends_after_its_warm_up():

@@ -177,6 +177,10 @@ def render(
         pixel = 108.0 if pixel_size_nm is None and in_csv else pixel_size_nm
         table = io.read_localizations(localizations, pixel)
         pixel = pixel if pixel is not None else table.attrs.get("pixel_size_nm", 108.0)
+        if min_probability is not None and not 0 <= min_probability <= 1:
+            raise ValueError(f"--min-probability must lie between 0 and 1, got {min_probability:g}")
+        if max_sd_nm is not None:
+            positive("max_sd_nm", max_sd_nm)
         rows, doubtful = len(table), np.zeros(len(table), bool)
         limits = (("u_sd", "max-sd-nm", max_sd_nm), ("v_sd", "max-sd-nm", max_sd_nm))
         for column, option, limit in (("probability", "min-probability", min_probability), *limits):

@@ -21,7 +21,7 @@ class Convolution(nn.Conv2d):
 
 
 def resized(h: Tensor, layer: nn.Conv2d) -> Tensor:
-    """layer(h with each pixel repeated twice along both axes), (B, C', 2H, 2W), in a fifth of the time in bf16.
+    """layer(h with each pixel repeated twice along both axes), (B, C', 2H, 2W), in a quarter of the time in bf16.
 
     Repeating pixels and convolving is one transposed convolution; its kernel is the 3 × 3 one summed over 2 × 2 pixels.
     """
