@@ -148,6 +148,11 @@ def mine(tmp_path_factory):
         "gain: 2\noffset: 100\nread_variance: 20\nquantum_efficiency: 0.5\npixel_size_nm: 100"
     )
     run("train", "deepstorm", folder / "phi", *SHORT, "--channels", 4, *of(folder))
+    path = folder / "phi" / "weights.safetensors"
+    phi, content = pretrained.load(path), pretrained.describe(path)
+    for x in phi.head.parameters():
+        x.zero_()  # after two steps it would find as many molecules as its rounding errors make
+    pretrained.save(phi, path, content)
     return folder
 
 
