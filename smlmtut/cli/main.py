@@ -12,6 +12,7 @@ from .measure import measure
 from .options import Pixel, check_folders, checked_seed, pair, plain_errors
 from .psf import psf
 from .train import training_app
+from .twin import mend, twin
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +36,7 @@ def main(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Single-molecule localization microscopy: simulate, measure, train, localize, sample, render."""
+    """Single-molecule localization microscopy: simulate, measure, train, localize, sample, mend, render."""
 
 
 class Layout(StrEnum):
@@ -126,6 +127,8 @@ app.command()(localize)
 app.command()(sample)
 app.command()(measure)
 app.command()(psf)
+app.command()(twin)
+app.command()(mend)
 
 
 @app.command()
