@@ -207,5 +207,5 @@ def render(
         shape = image_shape("size", (height, width))
         image = render(table["u"], table["v"], shape, factor, sd).numpy().astype(np.float32)
         io.write_image(output, image, brightest, pixel / factor)
-        seen = f"{image.sum(dtype=float):.6g} of {rows} localizations"
+        seen = f"{image.sum(dtype=float):.0f} of {rows} localizations"
         typer.echo(f"wrote {seen}, {image.shape[0]} × {image.shape[1]} pixels of {pixel / factor:g} nm, to {output}")
