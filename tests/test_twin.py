@@ -6,7 +6,7 @@ import pytest
 from test_cli import run
 
 from smlmtut.imaging.distributions import LogUniform, Uniform
-from smlmtut.io import read_localizations, read_movie
+from smlmtut.io import read_localizations, read_movie, write_localizations
 from smlmtut.io.scene_file import SceneDescription, write_scene
 from smlmtut.localize.mend import Repair, fit_repair, pairs_of, rms_z
 
@@ -70,7 +70,8 @@ def test_pairs_lie_within_the_tolerance_and_have_an_error_bar():
         (np.ones((3, 2)), np.ones((4, 2)), "claimed and error must have the same shape"),
         (np.zeros((50, 2)), np.ones((50, 2)), "claimed must be finite and positive"),
         (np.ones((50, 2)), np.full((50, 2), np.nan), "error must be finite"),
-        (np.ones((5, 2)), np.ones((5, 2)), "at least 30 errors, got 10"),
+        (np.ones((5, 2)), np.ones((5, 2)), "at least 30 errors that are not all 0, got 10"),
+        (np.ones((50, 2)), np.zeros((50, 2)), "at least 30 errors that are not all 0, got 0"),
     ],
 )
 def test_bad_input_is_named(claimed, error, words):
@@ -133,3 +134,35 @@ def test_what_cannot_be_mended_is_said(twin, tmp_path):
     run("localize", twin / "twin.tif", "-o", bare, "--camera", twin / "camera.yaml", "--pixel-size-nm", 108, "--quiet")
     text = run("mend", bare, "-o", tmp_path / "x.csv", "--twin", bare, "--truth", twin / "truth.csv", code=2)
     assert "must have the columns of `localize --uncertainty`" in text and not (tmp_path / "x.csv").exists()
+
+
+def test_bad_input_of_mend_is_said(twin, tmp_path):
+    """Nothing is overwritten, and a twin that is too short, or of another movie, mends nothing."""
+    truth = read_localizations(twin / "truth.csv", 108.0)
+    few = truth[["frame", "u", "v"]].head(60).assign(u_sd=0.1, v_sd=0.1)
+    write_localizations(tmp_path / "few.csv", few, 108.0)
+    rest = ["--twin", tmp_path / "few.csv", "--truth", twin / "truth.csv"]
+    text = run("mend", tmp_path / "few.csv", "-o", tmp_path / "x.csv", *rest, code=2)
+    assert "at least 100 localizations" in text and "got 60" in text and not (tmp_path / "x.csv").exists()
+    before = (tmp_path / "few.csv").read_bytes()
+    text = run("mend", tmp_path / "few.csv", "-o", tmp_path / "few.csv", *rest, code=2)
+    assert "--output must not be one of the tables" in text and (tmp_path / "few.csv").read_bytes() == before
+
+
+def test_a_twin_is_seen_by_the_camera_that_is_given(twin, tmp_path):
+    """It saturates where the camera does, and its pixels are those of the scene, which a note says."""
+    command = [
+        "twin",
+        twin / "scene.yaml",
+        tmp_path / "twin.tif",
+        tmp_path / "truth.csv",
+        "--frames",
+        3,
+        "--size",
+        "24,24",
+    ]
+    (tmp_path / "camera.yaml").write_text("gain: 2\noffset: 100\nread_variance: 20\nsaturation: 300\npixel_size_nm: 65")
+    text = run(*command, "--camera", tmp_path / "camera.yaml")
+    assert "the scene's pixels, 108 nm, but the camera's are 65 nm" in text
+    with read_movie(tmp_path / "twin.tif") as movie:
+        assert movie[0:3].max() == 300

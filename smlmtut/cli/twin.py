@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from .options import (
+    MovieOptions,
     Pixel,
-    SensorOptions,
     check_folders,
     checked_seed,
     grouped,
@@ -24,7 +24,7 @@ def twin(
     movie: Annotated[Path, typer.Argument(help="The movie to write, .tif: ADU, 16 bits.")],
     truth: Annotated[Path, typer.Argument(help="The truth to write, .csv: a row for every molecule in every frame.")],
     *,
-    sensor: SensorOptions,
+    sensor: MovieOptions,
     frames: Annotated[int, typer.Option(help="Length of the movie.")] = 200,
     size: Annotated[str, typer.Option(metavar="HEIGHT,WIDTH", help="Of a frame, pixels.")] = "64,64",
     seed: Annotated[int, typer.Option(help="The same seed gives the same movie.")] = 0,
@@ -36,7 +36,7 @@ def twin(
     error bars are worth. The truth has ThunderSTORM's columns, frame (from 1), x and y in nm, intensity in
     photo-electrons, and holds molecules up to 3 pixels beyond the border, whose light reaches the frame.
 
-    Maps of the camera are those of a sensor, of which the twin has the part at `crop`, or the first corner.
+    Where the camera has maps, `crop` says which part of them the twin shows, as for a movie.
 
     Example: smlmtut twin scene.yaml twin.tif truth.csv --camera camera.yaml
     """
@@ -61,11 +61,12 @@ def twin(
         checked_seed(seed)
         shape = image_shape("size", pair("--size", size, int, "64,64 for HEIGHT,WIDTH"))
         described = sensor.description()
-        camera = described.camera()
-        if camera.shape is not None:
-            camera = camera.crop(*(described.crop or (0, 0)), shape)
-        camera = dataclasses.replace(camera, integer=True, saturation=65535)
+        camera = described.camera(shape)
+        camera = dataclasses.replace(camera, integer=True, saturation=min(65535, camera.saturation or 65535))
         place = read_scene(scene).scene(Camera())
+        stated = described.pixel_size_nm or place.pixel_size_nm
+        if abs(stated - place.pixel_size_nm) > 0.01 * place.pixel_size_nm:
+            note(f"the twin has the scene's pixels, {place.pixel_size_nm:g} nm, but the camera's are {stated:g} nm")
         generator = torch.Generator().manual_seed(seed)
         adu, rows = np.empty((whole("frames", frames), *shape), np.uint16), []
         below = 0
@@ -109,26 +110,34 @@ def mend(
         from .. import io
         from .._validate import positive
         from ..io.tables import table_suffix
-        from ..localize.mend import AXES, fit_repair, pairs_of, rms_z
+        from ..localize.mend import AXES, LEAST, fit_repair, pairs_of, rms_z
 
         table_suffix(output)
         check_folders(output)
+        if output.resolve() in {path.resolve() for path in (localizations, twin, truth)}:
+            raise ValueError(f"--output must not be one of the tables that are read, got {output}")
         nm = float(positive("pixel_size_nm", pixel_size_nm))
         table, of_twin, known = (io.read_localizations(path, nm) for path in (localizations, twin, truth))
         for path, rows in ((localizations, table), (twin, of_twin)):
             if any(name not in rows for name in AXES):
                 raise ValueError(f"{path} must have the columns of `localize --uncertainty`, got no uncertainty")
         claimed, error, frame = pairs_of(of_twin, known, nm, float(positive("tolerance_nm", tolerance_nm)))
-        repair = fit_repair(claimed, error)
-        mended = np.empty_like(claimed)
-        for half in (0, 1):
-            mended[frame % 2 == half] = fit_repair(*(x[frame % 2 != half] for x in (claimed, error))).sd(
-                claimed[frame % 2 == half]
+        if len(error) < LEAST:
+            raise ValueError(
+                f"at least {LEAST} localizations of {twin} must lie within {tolerance_nm:g} nm of a molecule of "
+                f"{truth}, got {len(error)}: are they of one movie, and it long enough?"
             )
+        repair, mended = fit_repair(claimed, error), np.empty_like(claimed)
+        first = np.unique(frame, return_inverse=True)[1] % 2 == 0  # every other frame
+        for half in (first, ~first):
+            mended[half] = fit_repair(claimed[~half], error[~half]).sd(claimed[half])
+        before, after = rms_z(claimed, error), rms_z(mended, error)
+        if abs(np.log(after)) > abs(np.log(before)):
+            note("the mended standard deviations are no better than the claimed ones: a longer twin may tell more")
         io.write_localizations(output, repair.mended(table), nm)
         note_what_picasso_drops(output)
         typer.echo(
-            f"{len(error)} localizations of the twin: rms of error / sd {rms_z(claimed, error):.2f} as claimed, "
-            f"{rms_z(mended, error):.2f} mended, in frames that it was not fitted to"
+            f"{len(error)} localizations of the twin: rms of error / sd {before:.2f} as claimed, "
+            f"{after:.2f} mended, in frames that it was not fitted to"
         )
         typer.echo(f"wrote {len(table)} rows to {output}, sd² = ({nm * repair.a:.1f} nm)² + ({repair.b:.2f} sd)²")

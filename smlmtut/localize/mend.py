@@ -9,7 +9,7 @@ import pandas as pd
 from .._validate import finite, positive
 from ..evaluation.localization import Points, match
 
-LEAST = 30  # errors, from which two numbers are found
+LEAST = 100  # localizations with an error, of which either half tells the two numbers to about a tenth
 AXES = ("u_sd", "v_sd")
 
 
@@ -33,16 +33,16 @@ def fit_repair(claimed: np.ndarray, error: np.ndarray) -> Repair:
     """The repair under which normal errors are most likely: the smallest Σ (ln s² + error²/s²).
 
     claimed, error: arrays of one shape, px, along one axis or both; the sign of an error does not matter.
-    Raises ValueError where shapes differ, a claim is not positive, an error is not finite, or there are fewer than
-    LEAST of them.
+    Raises ValueError where shapes differ, a claim is not positive, an error is not finite, all are 0, or there are
+    fewer than 30 of them.
     """
     from scipy.optimize import minimize
 
     if np.shape(claimed) != np.shape(error):
         raise ValueError(f"claimed and error must have the same shape, got {np.shape(claimed)} and {np.shape(error)}")
     variance, square = positive("claimed", np.asarray(claimed)) ** 2, finite("error", np.asarray(error)) ** 2
-    if square.size < LEAST:
-        raise ValueError(f"a repair needs at least {LEAST} errors, got {square.size}")
+    if square.size < 30 or not square.any():
+        raise ValueError(f"a repair needs at least 30 errors that are not all 0, got {np.count_nonzero(square)}")
 
     def loss(logs: np.ndarray) -> float:
         s2 = math.exp(logs[0]) + math.exp(logs[1]) * variance
