@@ -9,7 +9,7 @@ import pandas as pd
 from .._validate import finite, positive
 from ..evaluation.localization import Points, match
 
-LEAST = 100  # localizations with an error, of which either half tells the two numbers to about a tenth
+LEAST = 100  # localizations of a twin: with some hundred a repair may still miss the error by a tenth
 AXES = ("u_sd", "v_sd")
 
 
