@@ -308,6 +308,35 @@ LaTeX Warning: Float too large for page by 3pt on input line 9."""
     assert pdf.problems("") == []
 
 
+def test_a_chapter_that_ends_on_a_line_or_two_is_typeset_anew_with_longer_pages(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pdf, "FOLDER", tmp_path)
+
+    def run(fits: dict[int, int]) -> tuple[list[str], list[str]]:
+        """Chapters that end on 22 pt until their pages are so many lines longer; faults, and what LaTeX was given."""
+        given: list[str] = []
+
+        def latex() -> tuple[list[str], str]:
+            given.append((tmp_path / "longer.tex").read_text(encoding="utf-8"))
+            grown = {
+                int(k): float(pt) / pdf.LINE for k, pt in re.findall(r"\\longer\{(\d+)\}\{([\d.]+)pt\}", given[-1])
+            }
+            ends = {k: 600.0 if grown.get(k, 0) >= need else 22.0 for k, need in fits.items()}
+            return [], "".join(f"x\nchapter {k} ends at {at}pt\ny\n" for k, at in ends.items())
+
+        monkeypatch.setattr(pdf, "run_latex", latex)
+        return pdf.typeset(), given
+
+    assert run({1: 0, 2: 0}) == ([], [""])
+    assert run({1: 0, 2: 1, 12: 2}) == (
+        [],
+        ["", "\\longer{2}{12.0pt}\n\\longer{12}{12.0pt}\n", "\\longer{2}{12.0pt}\n\\longer{12}{24.0pt}\n"],
+    )
+    faults, given = run({1: 0, 7: 3})
+    assert faults == ["chapter 7 ends on a page of a line or two"] and len(given) == 3
+    assert "a line or two: 2, 12" in capsys.readouterr().out
+    assert pdf.short_ends("chapter 0 ends at 9.0pt\nchapter 3 ends at 39.9pt\nchapter 4 ends at 40.0pt\n") == [3]
+
+
 def test_without_latex_the_message_names_the_packages_and_nothing_is_built(monkeypatch, capsys):
     monkeypatch.setattr(pdf, "found", lambda name: name == "latexmk")
     monkeypatch.setattr(pdf.build_book, "build", lambda builder: pytest.fail("it built"))
@@ -454,3 +483,6 @@ def test_only_the_end_of_a_chapter_leaves_a_page_half_empty(text):
     first_of_text = next(k for k, lines in enumerate(sheets(text)) if len(lines) > 1 and lines[-1] == "1")
     assert [k + 1 for k, end in enumerate(ends) if k > first_of_text and not end and filled[k] < 0.6] == []
     assert min(filled[first_of_text:]) > 0.05  # and no chapter ends on a page of one or two lines
+    log = AUX.with_suffix(".log").read_text(encoding="utf-8", errors="replace")  # every chapter told where it ends
+    chapters = [int(order) for order in re.findall(r"^chapter (\d+) ends at", log, re.M) if order != "0"]
+    assert sorted({*chapters, 1}) == [*range(1, max(chapters) + 1)] and len(chapters) > 20

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "_build" / "latex"
 PDF = ROOT / "_build" / "pdf" / "smlmtut.pdf"
 OVERFULL = 5.0  # pt that a line may stick out: less than two letters of the text
+LAST = 40.0  # pt of text, three lines, that the last page of a chapter must have
+LINE = 12.0  # pt by which the pages of a chapter that ends on less get longer, twice at most
 # Debian's packages, each with a program or a file by which it shows.
 PACKAGES = {
     "latexmk": "latexmk",
@@ -67,14 +69,36 @@ def problems(log: str) -> list[str]:
     return wrong
 
 
-def typeset() -> list[str]:
-    """Run LaTeX as often as it needs; what is wrong with the result."""
+def short_ends(log: str) -> list[int]:
+    """The chapters, counted from 1, whose last page has less than LAST of text: the preamble logs it."""
+    ends = {int(order): float(at) for order, at in re.findall(r"^chapter (\d+) ends at ([\d.]+)pt$", log, re.M)}
+    return sorted(order for order, at in ends.items() if 0 < order and at < LAST)
+
+
+def run_latex() -> tuple[list[str], str]:
+    """Run LaTeX as often as it needs; what is wrong with the result, and the log."""
     command = ["latexmk", "-pdfxe", "-interaction=nonstopmode", "-halt-on-error", "-silent", "smlmtut.tex"]
     environment = {**os.environ, "max_print_line": "10000", "LATEXOPTS": "", "XINDYOPTS": ""}
     done = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True)
     log = (FOLDER / "smlmtut.log").read_text(encoding="utf-8", errors="replace")
     wrong = problems(log)
-    return wrong if done.returncode == 0 or wrong else [f"latexmk failed with {done.returncode}"]
+    return (wrong if done.returncode == 0 or wrong else [f"latexmk failed with {done.returncode}"]), log
+
+
+def typeset() -> list[str]:
+    """Typeset, anew with longer pages in chapters that end on a page of a line or two; what is wrong in the end."""
+    longer: dict[int, float] = {}
+    while True:
+        lines = [f"\\longer{{{order}}}{{{points}pt}}\n" for order, points in sorted(longer.items())]
+        (FOLDER / "longer.tex").write_text("".join(lines), encoding="utf-8")
+        wrong, log = run_latex()
+        short = short_ends(log)
+        if wrong or not short:
+            return wrong
+        print(f"chapters that end on a page of a line or two: {', '.join(map(str, short))}")
+        longer.update({order: longer.get(order, 0.0) + LINE for order in short})
+        if max(longer.values()) > 2 * LINE:
+            return [f"chapter {order} ends on a page of a line or two" for order in short]
 
 
 def main() -> int:
