@@ -23,7 +23,8 @@ import torch
 
 from benchmarks import ablation, bakeoff, rivals
 
-FRAME_BY_FRAME = ("energy excess", "energy scale")  # what two methods are compared by on the same frames
+# what two methods are compared by on the same frames, and what chapter 10 draws
+FRAME_BY_FRAME = ("energy excess", "energy scale", "ln error bar", "p(K = 2)", "exact p(K = 2)")
 Rows = dict[str, dict[str, dict[str, dict[str, float]]]]  # class → method → "scores" → name → value
 
 
